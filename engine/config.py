@@ -1,0 +1,214 @@
+"""One YAML file describes data, features, plugins, training and serving; every mistake is named with its line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from engine.schema import FeatureSpec, Schema
+
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+
+class Section(BaseModel):
+    """A strict part of the configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentConfig(Section):
+    """A plugin by name, with the options of its own model (see `plexrank plugins`)."""
+
+    name: str = Field(pattern=NAME, description="the plugin's name")
+    options: dict[str, Any] = Field(default_factory=dict, description="the plugin's options")
+
+
+def _component(default: str) -> Any:
+    return Field(default_factory=lambda: ComponentConfig(name=default))
+
+
+# ---------------------------------------------------------------------------------------------------- data
+class SourceConfig(Section):
+    """Files of one's own: Parquet, CSV/TSV or Arrow; a glob is fine. `PLEXRANK_DATA` is put before relative paths."""
+
+    interactions: str = Field(description="path or glob of the interactions")
+    items: str | None = Field(None, description="path of the items' attributes")
+    users: str | None = Field(None, description="path of the users' attributes")
+    format: Literal["auto", "parquet", "csv", "tsv", "arrow"] = Field("auto", description="by suffix if auto")
+
+
+class SplitConfig(Section):
+    """How rows become train, validation and test."""
+
+    by: Literal["time", "user_tail", "hash", "column"] = Field(
+        "time", description="time: oldest first; user_tail: the last part of each user; hash: random by key"
+    )
+    validation: float = Field(0.1, ge=0, lt=1, description="share of rows (user_tail: of each user's rows)")
+    test: float = Field(0.1, ge=0, lt=1, description="share of rows (user_tail: of each user's rows)")
+    key: str | None = Field(None, description="hash: column whose values stay together; default the user")
+    column: str | None = Field(None, description="column: holds train, validation or test")
+
+
+class LabelConfig(Section):
+    """A task's label: a column as it is (0/1) or compared with a number."""
+
+    column: str = Field(description="column of the interactions")
+    at_least: float | None = Field(None, description="positive where the column is >= this; default: the column itself")
+
+
+class DataConfig(Section):
+    """Where rows come from and what they mean."""
+
+    dataset: ComponentConfig | None = Field(None, description="a dataset plugin")
+    source: SourceConfig | None = Field(None, description="files of one's own, in place of a dataset")
+    user: str | None = Field("user_id", description="column that names the user; null if none")
+    item: str | None = Field("item_id", description="column that names the item; null if none")
+    time: str | None = Field("timestamp", description="column with the time, in seconds since 1970; null if none")
+    title: str | None = Field(None, description="item column shown to people")
+    labels: dict[str, LabelConfig] = Field(min_length=1, description="task -> label; the first task ranks")
+    split: SplitConfig = SplitConfig()
+
+
+# ------------------------------------------------------------------------------------------------- training
+class OptimizerConfig(Section):
+    """Embedding tables take fused row-wise Adagrad, everything else Adam."""
+
+    embedding_lr: float = Field(0.05, gt=0, description="row-wise Adagrad's learning rate")
+    embedding_eps: float = Field(1e-8, gt=0, description="row-wise Adagrad's epsilon")
+    dense_lr: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    dense_weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the dense part")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="of both learning rates")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rates rise")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the dense gradient")
+
+
+class EarlyStoppingConfig(Section):
+    metric: Literal["auc", "gauc", "logloss", "none"] = Field("auc", description="on the validation part")
+    patience: int = Field(2, ge=1, description="epochs without improvement before the end")
+
+
+class ShardingConfig(Section):
+    type: Literal["table_wise", "row_wise", "planner"] = Field("table_wise", description="how tables are spread")
+
+
+class CheckpointConfig(Section):
+    every_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: at the end of each epoch")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+
+
+class TrainingConfig(Section):
+    """The TorchRec loop."""
+
+    epochs: int = Field(10, ge=1, description="at most")
+    batch_size: int = Field(1024, ge=1, description="rows a step, over all processes together")
+    eval_batch_size: int = Field(8192, ge=1)
+    threads: int | None = Field(None, ge=1, description="torch threads a process; default: all cores")
+    loss: ComponentConfig = _component("bce")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mini_batch_aware_l2: float = Field(
+        0.0, ge=0, description="lambda of mini-batch aware regularisation (Zhou et al. 2018, eq. 6); 0: none"
+    )
+    calibration: Literal["isotonic", "platt", "none"] = Field("isotonic", description="fitted on the validation part")
+
+
+# ------------------------------------------------------------------------------------------------ retrieval
+class RetrievalConfig(Section):
+    """How candidates are found by vectors; leave the section out to do without."""
+
+    encoder: ComponentConfig = _component("two_tower")
+    loss: ComponentConfig = _component("sampled_softmax")
+    sampler: ComponentConfig = _component("mixed")
+    retriever: ComponentConfig = _component("exact")
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(1024, ge=2)
+    lr: float = Field(1e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
+    temperature: float = Field(0.1, gt=0, description="inner products are divided by this")
+    normalize: bool = Field(True, description="vectors of length one")
+
+
+# ------------------------------------------------------------------------------------------------- serving
+class SourceUse(ComponentConfig):
+    """A candidate source and how many candidates it brings."""
+
+    k: int = Field(200, ge=1, le=2000, description="candidates")
+
+
+class LimitsConfig(Section):
+    body_bytes: int = Field(1 << 20, ge=1024, description="largest request body")
+    items: int = Field(2000, ge=1, le=20_000, description="most items a request")
+    id_bytes: int = Field(256, ge=1, description="longest id")
+    depth: int = Field(16, ge=2, description="deepest JSON")
+    queue: int = Field(64, ge=1, description="requests waiting for a scoring thread before 503")
+    threads: int = Field(1, ge=1, description="scoring threads")
+    timeout_ms: int = Field(100, ge=1, le=60_000, description="deadline where the request names none")
+
+
+class ServingConfig(Section):
+    """The pipeline and what stands around it."""
+
+    sources: list[SourceUse] = Field(default_factory=lambda: [SourceUse(name="popular", options={}, k=200)])
+    rerankers: list[ComponentConfig] = Field(default_factory=list)
+    filter_seen: bool = Field(True, description="leave out what the user has interacted with")
+    scorer: ComponentConfig = _component("inproc")
+    state_store: ComponentConfig = _component("sqlite")
+    event_log: ComponentConfig = _component("local")
+    positive_interactions: list[str] = Field(
+        default_factory=lambda: ["click", "conversion"], description="interaction types that enter the history"
+    )
+    history_cap: int = Field(200, ge=1, le=100_000, description="history items kept a user")
+    limits: LimitsConfig = LimitsConfig()
+    host: str = Field("127.0.0.1", description="a non-loopback address needs a token")
+    port: int = Field(8080, ge=0, le=65535)
+    token_env: str | None = Field(None, description="environment variable that holds the bearer token")
+
+
+def _unique(features: list[FeatureSpec]) -> list[FeatureSpec]:
+    names = [f.name for f in features]
+    twice = {n for n in names if names.count(n) > 1}
+    if twice:
+        raise ValueError(f"feature named twice: {', '.join(sorted(twice))}")
+    return features
+
+
+class EmbeddingConfig(ComponentConfig):
+    dim: int = Field(16, gt=0, le=4096, description="width of features that do not name their own")
+
+
+class Config(Section):
+    """A whole configuration file."""
+
+    name: str = Field(pattern=NAME, description="the model's name")
+    seed: int = Field(1, ge=0, lt=2**31, description="fixes the result")
+    plugins: list[str] = Field(default_factory=list, description="moment-hook plugins to switch on")
+    data: DataConfig
+    features: Annotated[list[FeatureSpec], AfterValidator(_unique)] = Field(min_length=1)
+    embedding: EmbeddingConfig = Field(default_factory=lambda: EmbeddingConfig(name="full"))
+    interest: ComponentConfig | None = Field(None, description="for the sequence features; null: leave them out")
+    ranker: ComponentConfig = _component("mlp")
+    training: TrainingConfig = TrainingConfig()
+    retrieval: RetrievalConfig | None = None
+    serving: ServingConfig = ServingConfig()
+
+    def schema_(self) -> Schema:
+        """The schema with widths resolved: `FeatureSpec.dim` is set on every embedded feature."""
+        features = tuple(
+            f if f.is_dense else f.model_copy(update={"dim": f.dim or self._dim(f)}) for f in self.features
+        )
+        return Schema(
+            features=features,
+            user=self.data.user,
+            item=self.data.item,
+            time=self.data.time,
+            tasks=tuple(self.data.labels),
+        )
+
+    def _dim(self, feature: FeatureSpec) -> int:
+        """Features of one space have one width: the first that names one decides."""
+        for other in self.features:
+            if other.space == feature.space and other.dim:
+                return other.dim
+        return self.embedding.dim
