@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from engine.errors import PluginError
 from engine.schema import FeatureSpec, Schema
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -24,8 +28,29 @@ class ComponentConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="the plugin's options")
 
 
-def _component(default: str) -> Any:
-    return Field(default_factory=lambda: ComponentConfig(name=default))
+@lru_cache(maxsize=1)
+def default_names() -> dict[str, str]:
+    """kind -> the plugin that stands where a configuration names none: entry-point group `plexrank.defaults`."""
+    found: dict[str, str] = {}
+    for point in entry_points(group="plexrank.defaults"):
+        if found.setdefault(point.name, point.value) != point.value:
+            raise PluginError(f"two defaults for {point.name}: '{found[point.name]}' and '{point.value}'")
+    return found
+
+
+def default_name(kind: str) -> str:
+    """The default plugin of one kind; PluginError where no distribution declares one."""
+    name = default_names().get(kind)
+    if name is None:
+        raise PluginError(f"no default for {kind}: name one in the configuration, or reinstall plexrank")
+    return name
+
+
+def _component(kind: str) -> Any:
+    return Field(
+        default_factory=lambda: ComponentConfig(name=default_name(kind)),
+        description=f"a plugin of kind {kind}",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -104,7 +129,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(1024, ge=1, description="rows a step, over all processes together")
     eval_batch_size: int = Field(8192, ge=1)
     threads: int | None = Field(None, ge=1, description="torch threads a process; default: all cores")
-    loss: ComponentConfig = _component("bce")
+    loss: ComponentConfig = _component("losses")
     optimizer: OptimizerConfig = OptimizerConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     sharding: ShardingConfig = ShardingConfig()
@@ -119,10 +144,10 @@ class TrainingConfig(Section):
 class RetrievalConfig(Section):
     """How candidates are found by vectors; leave the section out to do without."""
 
-    encoder: ComponentConfig = _component("two_tower")
-    loss: ComponentConfig = _component("sampled_softmax")
-    sampler: ComponentConfig = _component("mixed")
-    retriever: ComponentConfig = _component("exact")
+    encoder: ComponentConfig = _component("encoders")
+    loss: ComponentConfig = _component("losses.retrieval")
+    sampler: ComponentConfig = _component("samplers")
+    retriever: ComponentConfig = _component("retrievers")
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(1024, ge=2)
     lr: float = Field(1e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
@@ -150,12 +175,15 @@ class LimitsConfig(Section):
 class ServingConfig(Section):
     """The pipeline and what stands around it."""
 
-    sources: list[SourceUse] = Field(default_factory=lambda: [SourceUse(name="popular", options={}, k=200)])
-    rerankers: list[ComponentConfig] = Field(default_factory=list)
+    sources: list[SourceUse] = Field(
+        default_factory=lambda: [SourceUse(name=default_name("candidate_sources"), options={}, k=200)],
+        description="candidate sources, merged in this order",
+    )
+    rerankers: list[ComponentConfig] = Field(default_factory=list, description="applied in this order")
     filter_seen: bool = Field(True, description="leave out what the user has interacted with")
-    scorer: ComponentConfig = _component("inproc")
-    state_store: ComponentConfig = _component("sqlite")
-    event_log: ComponentConfig = _component("local")
+    scorer: ComponentConfig = _component("scorers")
+    state_store: ComponentConfig = _component("state_stores")
+    event_log: ComponentConfig = _component("event_logs")
     positive_interactions: list[str] = Field(
         default_factory=lambda: ["click", "conversion"], description="interaction types that enter the history"
     )
@@ -166,12 +194,19 @@ class ServingConfig(Section):
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
 
 
-def _unique(features: list[FeatureSpec]) -> list[FeatureSpec]:
+def _resolve_spaces(features: list[FeatureSpec]) -> list[FeatureSpec]:
+    """Refuses names used twice; a sequence that names no space of its own takes its item's."""
     names = [f.name for f in features]
     twice = {n for n in names if names.count(n) > 1}
     if twice:
         raise ValueError(f"feature named twice: {', '.join(sorted(twice))}")
-    return features
+    spaces = {f.name: f.space for f in features}
+    return [
+        f.model_copy(update={"space": spaces[f.of]})
+        if f.kind == "sequence" and f.space == f.of and f.of in spaces
+        else f
+        for f in features
+    ]
 
 
 class EmbeddingConfig(ComponentConfig):
@@ -185,13 +220,15 @@ class Config(Section):
     seed: int = Field(1, ge=0, lt=2**31, description="fixes the result")
     plugins: list[str] = Field(default_factory=list, description="moment-hook plugins to switch on")
     data: DataConfig
-    features: Annotated[list[FeatureSpec], AfterValidator(_unique)] = Field(min_length=1)
-    embedding: EmbeddingConfig = Field(default_factory=lambda: EmbeddingConfig(name="full"))
+    features: Annotated[list[FeatureSpec], AfterValidator(_resolve_spaces)] = Field(min_length=1)
+    embedding: EmbeddingConfig = Field(
+        default_factory=lambda: EmbeddingConfig(name=default_name("embeddings")), description="ids to vectors"
+    )
     interest: ComponentConfig | None = Field(None, description="for the sequence features; null: leave them out")
-    ranker: ComponentConfig = _component("mlp")
-    training: TrainingConfig = TrainingConfig()
+    ranker: ComponentConfig = _component("rankers")
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
     retrieval: RetrievalConfig | None = None
-    serving: ServingConfig = ServingConfig()
+    serving: ServingConfig = Field(default_factory=ServingConfig)
 
     def schema_(self) -> Schema:
         """The schema with widths resolved: `FeatureSpec.dim` is set on every embedded feature."""
@@ -212,3 +249,44 @@ class Config(Section):
             if other.space == feature.space and other.dim:
                 return other.dim
         return self.embedding.dim
+
+
+COMPONENT_KINDS: dict[tuple[str, ...], str] = {
+    ("data", "dataset"): "datasets",
+    ("embedding",): "embeddings",
+    ("interest",): "interests",
+    ("ranker",): "rankers",
+    ("training", "loss"): "losses",
+    ("retrieval", "encoder"): "encoders",
+    ("retrieval", "loss"): "losses",
+    ("retrieval", "sampler"): "samplers",
+    ("retrieval", "retriever"): "retrievers",
+    ("serving", "sources", "*"): "candidate_sources",
+    ("serving", "rerankers", "*"): "rerankers",
+    ("serving", "scorer"): "scorers",
+    ("serving", "state_store"): "state_stores",
+    ("serving", "event_log"): "event_logs",
+}
+"""Where a configuration names a plugin -> the plugin's kind; `*` stands for each entry of a list."""
+
+
+def components(tree: Any) -> Iterator[tuple[tuple[str | int, ...], str, Any]]:
+    """(place, kind, value) of every plugin that a configuration names: a `Config`, or the file's own dicts and lists."""
+    for path, kind in COMPONENT_KINDS.items():
+        for place, value in _reach(tree, path, ()):
+            yield place, kind, value
+
+
+def _reach(
+    tree: Any, path: tuple[str, ...], place: tuple[str | int, ...]
+) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    if tree is None:
+        return
+    if not path:
+        yield place, tree
+    elif path[0] == "*":
+        for index, value in enumerate(tree if isinstance(tree, list) else []):
+            yield from _reach(value, path[1:], (*place, index))
+    else:
+        value = tree.get(path[0]) if isinstance(tree, dict) else getattr(tree, path[0], None)
+        yield from _reach(value, path[1:], (*place, path[0]))
