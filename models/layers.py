@@ -1,0 +1,84 @@
+"""Layers that several networks share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from engine.components import Inputs, InputSpec, PluginOptions
+
+Activation = Literal["relu", "prelu", "gelu", "silu"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+class MLPOptions(PluginOptions):
+    """Options of a network with hidden layers."""
+
+    hidden: tuple[int, ...] = Field((128, 64), description="widths of the hidden layers")
+    activation: Activation = Field("relu", description="after each hidden layer")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
+    batch_norm: bool = Field(False, description="batch normalisation before each activation")
+
+
+class MLP(nn.Sequential):
+    """Hidden layers [N, width] -> [N, output_dim]; with `out`, a last linear layer of that width."""
+
+    def __init__(self, width: int, options: MLPOptions, hidden: Sequence[int] | None = None, out: int | None = None):
+        layers: list[nn.Module] = []
+        for units in options.hidden if hidden is None else hidden:
+            layers.append(nn.Linear(width, units))
+            if options.batch_norm:
+                layers.append(nn.BatchNorm1d(units))
+            layers.append(_ACTIVATIONS[options.activation]())
+            if options.dropout:
+                layers.append(nn.Dropout(options.dropout))
+            width = units
+        if out is not None:
+            layers.append(nn.Linear(width, out))
+            width = out
+        super().__init__(*layers)
+        self.output_dim = width
+
+
+class Heads(nn.Linear):
+    """One linear logit a task: [N, width] -> task -> [N]."""
+
+    def __init__(self, width: int, tasks: Sequence[str]) -> None:
+        super().__init__(width, len(tasks))
+        self.tasks = list(tasks)
+
+    def logits(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.tasks, self(x).unbind(1), strict=True))
+
+
+class EqualWidths(nn.Module):
+    """A linear projection a field, so that fields of any width meet in one: -> [N, F (+ 1 with dense columns), dim].
+
+    Also what keeps a multiplexed table readable: rows that several features share are told apart by their projections
+    (Coleman et al. 2023, section 4.2: collisions between features vanish at the read-out, if each is read by weights
+    of its own).
+    """
+
+    def __init__(self, inputs: InputSpec, dim: int) -> None:
+        super().__init__()
+        self.projections = nn.ModuleDict(
+            {_key(name): nn.Linear(width, dim, bias=False) for name, width in inputs.fields.items()}
+        )
+        self.dense = nn.Linear(inputs.dense, dim) if inputs.dense else None
+        self.count = len(inputs.fields) + bool(inputs.dense)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        vectors = [self.projections[_key(name)](values) for name, values in inputs.fields.items()]
+        if self.dense is not None:
+            vectors.append(self.dense(inputs.dense))
+        return torch.stack(vectors, dim=1)
+
+
+def _key(name: str) -> str:
+    """A field's name as a module's: dots are not allowed there."""
+    return name.replace(".", "__dot__")
