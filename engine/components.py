@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class PluginOptions(BaseModel):
     """Options of a component: unknown keys and wrong types are configuration errors with their line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Component:
@@ -409,7 +409,10 @@ class Scorer(Component, ABC):
 
 
 class StateStore(Component, ABC):
-    """Users' features and histories; capped, erasable, safe from many threads."""
+    """Users' features and histories; capped, erasable, safe from many threads.
+
+    An option `path`, where a store or a log has one, is taken relative to the server's state directory.
+    """
 
     def __init__(self, options: PluginOptions, history_cap: int) -> None:
         self.options = options
@@ -422,6 +425,10 @@ class StateStore(Component, ABC):
     @abstractmethod
     def append(self, user: str, items: Sequence[str], times: Sequence[int], *, positive: bool) -> None:
         """Adds interactions; positives enter the history, all enter `seen`."""
+
+    @abstractmethod
+    def update(self, user: str, features: Mapping[str, Any]) -> None:
+        """Merges features into a user's; None removes one."""
 
     @abstractmethod
     def put(self, states: Sequence[UserState]) -> None:
@@ -460,6 +467,10 @@ class EventLog(Component, ABC):
     @abstractmethod
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> Iterator[LogRecord]:
         """Records at and after `positions` (partition -> offset), in order within a partition."""
+
+    @abstractmethod
+    def ends(self) -> dict[int, int]:
+        """partition -> the offset that its next record gets."""
 
     @abstractmethod
     def erase(self, key: str) -> int:

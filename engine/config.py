@@ -18,7 +18,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 class Section(BaseModel):
     """A strict part of the configuration."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ComponentConfig(Section):
@@ -271,7 +271,7 @@ COMPONENT_KINDS: dict[tuple[str, ...], str] = {
 
 
 def components(tree: Any) -> Iterator[tuple[tuple[str | int, ...], str, Any]]:
-    """(place, kind, value) of every plugin that a configuration names: a `Config`, or the file's own dicts and lists."""
+    """(place, kind, value) of every plugin named in a `Config`, or in the dicts and lists of its file."""
     for path, kind in COMPONENT_KINDS.items():
         for place, value in _reach(tree, path, ()):
             yield place, kind, value

@@ -7,22 +7,25 @@ moment hooks. So a configuration loads only the modules that it names, and a cla
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import numpy as np
 import pluggy
 
 from engine import hookspecs
 from engine.components import KINDS, Component
 from engine.errors import PluginError
+from engine.isolation import Failure, Isolated
 
 log = logging.getLogger("plexrank.plugins")
 
@@ -56,10 +59,11 @@ class Plugins:
         self.manager.add_hookspecs(hookspecs)
         self.budget_seconds = budget_seconds
         self.errors: Counter[tuple[str, str, str]] = Counter()
-        self._lock = threading.Lock()
+        self._loading = threading.RLock()
+        self._guard = threading.Lock()
+        self._isolation: dict[str, Isolated] = {}
         self._points: dict[str, dict[str, EntryPoint]] = {kind: {} for kind in (*KINDS, "moments")}
         self._classes: dict[tuple[str, str], type[Component]] = {}
-        self._pool: ThreadPoolExecutor | None = None
         for point in entry_points(group=GROUP) if points is None else points:
             self._offer(point)
 
@@ -71,7 +75,7 @@ class Plugins:
                 f"{dist}: entry point '{point.name}' is not named 'kind.name'; kinds are {', '.join(self._points)}"
             )
         other = self._points[kind].get(name)
-        if other is not None and other.value != point.value:
+        if other is not None and (other.value, _distribution(other)) != (point.value, _distribution(point)):
             raise PluginError(
                 f"two plugins are named {kind}.{name}: one of distribution {_distribution(other)[0]} ({other.value}), "
                 f"one of {_distribution(point)[0]} ({point.value}); rename or uninstall one"
@@ -84,7 +88,7 @@ class Plugins:
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The component class; imports its module on first use. PluginError if there is none or it is broken."""
-        with self._lock:
+        with self._loading:
             cls = self._classes.get((kind, name))
             return cls if cls is not None else self._load(kind, name)
 
@@ -94,19 +98,10 @@ class Plugins:
             raise PluginError(unknown(kind, name, self.names(kind)))
         dist, _ = _distribution(point)
         module = _import(point)
-        if not self.manager.is_registered(module):
-            try:
-                self.manager.register(module, name=point.value)
-                self.manager.check_pending()
-            except (pluggy.PluginValidationError, ValueError) as error:
-                raise PluginError(f"{dist}: {point.value}: {error}") from error
+        self._register(module, point)
         callers = [impl for impl in getattr(self.manager.hook, kind).get_hookimpls() if impl.plugin is module]
-        offered = [cls for impl in callers for cls in impl.function()]
+        offered = self._offered(callers, kind, point)
         for cls in offered:
-            if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
-                raise PluginError(
-                    f"{dist}: {point.value}: hook '{kind}' returned {cls!r}, not a {KINDS[kind].__name__}"
-                )
             if cls.name == name:
                 self._classes[(kind, name)] = cls
                 return cls
@@ -115,51 +110,100 @@ class Plugins:
             f"{[cls.name for cls in offered] or 'nothing'}, not '{name}'"
         )
 
+    @staticmethod
+    def _offered(callers: Sequence[pluggy.HookImpl], kind: str, point: EntryPoint) -> list[type[Component]]:
+        """The classes that a module's hook returns; PluginError if it raises or returns anything else."""
+        where = f"{_distribution(point)[0]}: {point.value}: hook '{kind}'"
+        offered: list[type[Component]] = []
+        for impl in callers:
+            try:
+                returned: list[Any] = list(impl.function())  # type: ignore[call-overload]
+            except Exception as error:
+                raise PluginError(f"{where} raised {type(error).__name__}: {error}") from error
+            for cls in returned:
+                if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
+                    raise PluginError(f"{where} returned {cls!r}, not a subclass of {KINDS[kind].__name__}")
+                if not isinstance(getattr(cls, "name", None), str):
+                    raise PluginError(f"{where} returned {cls.__name__}, which has no `name`")
+                offered.append(cls)
+        return offered
+
+    def _register(self, module: Any, point: EntryPoint) -> None:
+        if self.manager.is_registered(module):
+            return
+        try:
+            self.manager.register(module, name=point.value)
+            self.manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise PluginError(f"{_distribution(point)[0]}: {point.value}: {error}") from error
+
+    def moment(self, name: str) -> Any:
+        """The module of a moment-hook plugin, imported; PluginError if there is none or it is broken."""
+        point = self._points["moments"].get(name)
+        if point is None:
+            raise PluginError(unknown("moments", name, self.names("moments")))
+        return _import(point)
+
     def enable(self, names: Iterable[str]) -> None:
         """Registers the moment-hook modules that the configuration lists under `plugins`."""
         for name in names:
-            point = self._points["moments"].get(name)
-            if point is None:
-                raise PluginError(unknown("moments", name, self.names("moments")))
-            module = _import(point)
-            if not self.manager.is_registered(module):
-                self.manager.register(module, name=point.value)
-                self.manager.check_pending()
+            self._register(self.moment(name), self._points["moments"][name])
 
     def notify(self, moment: str, **arguments: Any) -> list[Any]:
-        """Fires a moment hook; what each plugin answered. One that fails is counted, named and left out.
+        """Fires a moment hook; what each plugin answered. One that fails is counted, named and left out."""
+        return self._fire(moment, arguments)[0]
 
-        Each plugin has `budget_seconds`. One past it goes on in its own thread, unheard, and is skipped.
+    def keep(self, user: str, items: Sequence[str], request: Mapping[str, Any]) -> tuple[np.ndarray, list[str]]:
+        """What `filter_candidates` leaves: bool [len(items)], and the plugins that failed and so do not filter.
+
+        An answer that is not bool of the right length is named, counted and skipped.
         """
-        answers = []
-        for impl in reversed(getattr(self.manager.hook, moment).get_hookimpls()):
-            call = {name: arguments[name] for name in impl.argnames}
-            future = self._workers().submit(impl.function, **call)
-            try:
-                answers.append(future.result(timeout=self.budget_seconds))
-            except FutureTimeout:
-                future.cancel()
-                self._count(moment, impl.plugin_name, "timeout", f"took more than {self.budget_seconds:g} s")
-            except Exception as error:
-                self._count(moment, impl.plugin_name, "error", f"{type(error).__name__}: {error}")
-        return answers
+
+        def wrong(answer: Any) -> str | None:
+            got = np.asarray(answer)
+            fits = got.dtype == np.bool_ and got.shape == (len(items),)
+            return None if fits else f"answered {got.dtype} of shape {got.shape}, not bool of shape ({len(items)},)"
+
+        arguments = {"user": user, "items": items, "request": request}
+        answers, failed = self._fire("filter_candidates", arguments, wrong)
+        return np.logical_and.reduce([np.ones(len(items), dtype=bool), *answers]), failed
 
     def listens(self, moment: str) -> bool:
         """Whether any plugin hears this moment (so that hot paths can skip making arguments)."""
         return bool(getattr(self.manager.hook, moment).get_hookimpls())
 
-    def reject(self, moment: str, plugin: str, why: str) -> None:
-        """Counts an answer of the wrong shape."""
-        self._count(moment, plugin, "shape", why)
+    def _fire(
+        self, moment: str, arguments: Mapping[str, Any], wrong: Callable[[Any], str | None] | None = None
+    ) -> tuple[list[Any], list[str]]:
+        """(answers, names of the plugins that failed), in the order of registration.
 
-    def _count(self, moment: str, plugin: str, kind: str, why: str) -> None:
-        self.errors[(moment, plugin, kind)] += 1
-        log.warning("plugin %s failed in %s and was skipped: %s", plugin, moment, why)
+        Each plugin has `budget_seconds`. One past it is skipped, and suspended until that call comes back; one that
+        fails several times in a row is suspended for a while (`engine.isolation`).
+        """
+        answers, failed = [], []
+        for impl in reversed(getattr(self.manager.hook, moment).get_hookimpls()):
+            begin, outcome = time.perf_counter(), "ok"
+            call = {name: arguments[name] for name in impl.argnames}
+            try:
+                answers.append(self._isolated(impl.plugin_name).call(impl.function, call, self.budget_seconds, wrong))
+            except Failure as failure:
+                outcome = failure.kind
+                failed.append(impl.plugin_name)
+                self._count(moment, impl.plugin_name, failure)
+            trace(f"{moment} {impl.plugin_name}: {outcome}", begin)
+        return answers, failed
 
-    def _workers(self) -> ThreadPoolExecutor:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(max_workers=16, thread_name_prefix="plexrank-moment")
-        return self._pool
+    def _count(self, moment: str, plugin: str, failure: Failure) -> None:
+        with self._guard:
+            self.errors[(moment, plugin, failure.kind)] += 1
+        level = logging.DEBUG if failure.kind == "suspended" else logging.WARNING  # said once, as the suspension began
+        log.log(level, "plugin %s failed in %s and was skipped: %s", plugin, moment, failure)
+
+    def _isolated(self, plugin: str) -> Isolated:
+        with self._guard:
+            if plugin not in self._isolation:
+                self._isolation[plugin] = Isolated(plugin)
+            return self._isolation[plugin]
 
     def table(self) -> list[PluginInfo]:
         """All plugins that are installed, with their options; imports each. A broken one says so in its summary."""
@@ -192,9 +236,18 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> str:
     return f"no plugin {kind}.{name}{hint} (installed: {', '.join(known) or 'none'})"
 
 
+def trace(what: str, begin: float) -> None:
+    """One line on stderr a hook call and a load, with its time, where PLEXRANK_TRACE_PLUGINS is set."""
+    if os.environ.get("PLEXRANK_TRACE_PLUGINS"):
+        print(f"plexrank trace: {what} {1e3 * (time.perf_counter() - begin):.2f} ms", file=sys.stderr)
+
+
 def _import(point: EntryPoint) -> Any:
+    begin = time.perf_counter()
     try:
-        return point.load()
+        module = point.load()
     except Exception as error:
         dist, _ = _distribution(point)
         raise PluginError(f"{dist}: {point.value} cannot be imported: {type(error).__name__}: {error}") from error
+    trace(f"load {point.name} from {point.value} ({' '.join(_distribution(point))})", begin)
+    return module
