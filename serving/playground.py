@@ -1,0 +1,246 @@
+"""The page at `/`: choose a user, see the ranking and its reasons, click an item, watch the list re-order.
+
+The page asks the pipeline in process, by the same calls as `/v1/recommend` and `/v1/events` (see `serving.console`).
+It needs no script from elsewhere, and without scripts its links and forms still work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mimetypes
+import shlex
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Protocol
+from urllib.parse import parse_qs, quote, urlsplit
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from engine.components import UserState
+from engine.errors import PlexrankError, RequestError
+from serving import view
+
+log = logging.getLogger("plexrank.playground")
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
+    "object-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Vary": "HX-Request",
+}
+COUNT = 20  # items in the list
+HISTORY = 30  # history items beside it
+USERS = 40  # users offered at once
+FORM_BYTES = 64 * 1024
+
+
+class Console(Protocol):
+    """What the page asks of the server behind it."""
+
+    def about(self) -> Mapping[str, str]:
+        """What serves: part -> plugin, for people (interest -> din)."""
+
+    def users(self, prefix: str, limit: int) -> Sequence[UserState]: ...
+
+    def user(self, user: str) -> UserState: ...
+
+    def cards(self, ids: Sequence[str]) -> Mapping[str, view.Card]: ...
+
+    async def recommend(self, user: str, count: int) -> Mapping[str, Any]:
+        """The answer of `/v1/recommend`, its stages in milliseconds."""
+
+    async def explain(self, request_id: str) -> Mapping[str, view.Reason]:
+        """Item id -> why it is in that answer."""
+
+    async def click(self, user: str, item: str, request_id: str) -> view.Receipt:
+        """Sends an interaction; it is durable, and the history changed, when this returns."""
+
+
+class Refusal(Exception):
+    """A request that the page does not serve, with the status and words to answer."""
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.title, self.detail = status, title, detail
+
+
+def _assets() -> dict[str, bytes]:
+    """The static files by name, read once: the page never opens a path that a request names."""
+    return {f.name: f.read_bytes() for f in resources.files("serving").joinpath("static").iterdir() if f.is_file()}
+
+
+def _day(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%-d %b %Y") if seconds > 0 else ""
+
+
+def _clock(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%H:%M:%S")
+
+
+def _templates(assets: Mapping[str, bytes]) -> Environment:
+    """Everything is escaped; a name that a template does not get is an error, not an empty string."""
+    env = Environment(
+        loader=PackageLoader("serving"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    digests = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in assets.items()}
+    env.globals["asset"] = lambda name: f"/static/{name}?v={digests[name]}"
+    env.filters.update(day=_day, clock=_clock, key=view.key, quote=lambda text: quote(text, safe=""))
+    return env
+
+
+def same_origin(request: Request) -> bool:
+    """Whether a state-changing request comes from this page (a browser always sends one of the two headers)."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+
+
+async def form(request: Request) -> dict[str, str]:
+    """A urlencoded form of bounded size -> its last values."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > FORM_BYTES:
+            raise Refusal(413, "Too much", f"A form may have {FORM_BYTES:,} bytes.")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
+    except ValueError:
+        raise Refusal(400, "Not a form", "The body is not a urlencoded form in UTF-8.") from None
+    return {name: values[-1] for name, values in fields.items()}
+
+
+def curl(base: str, path: str, body: Mapping[str, Any], token_env: str | None = None) -> str:
+    """The same request as a line for a POSIX shell."""
+    token = f'-H "Authorization: Bearer ${token_env}" ' if token_env else ""
+    data = shlex.quote(orjson.dumps(body).decode())
+    return f"curl -s {base}{path} -H 'content-type: application/json' {token}-d {data}"
+
+
+class Playground:
+    """The page over one console. Keeps the newest receipts in memory for the event feed, nothing else."""
+
+    def __init__(self, console: Console, token_env: str | None = None) -> None:
+        self.console = console
+        self.token_env = token_env
+        self.assets = _assets()
+        self.templates = _templates(self.assets)
+        self.receipts: deque[view.Receipt] = deque(maxlen=200)
+
+    def render(self, name: str, status: int = 200, **context: Any) -> HTMLResponse:
+        html = self.templates.get_template(name).render(**context)
+        return HTMLResponse(html, status_code=status, headers=HEADERS)
+
+    async def stage(self, request: Request, user: str, before: str = "") -> dict[str, Any]:
+        """What `stage.html` shows: the ranking, the history with its influence, the feed. Raises Refusal."""
+        if not user:
+            return {"user": "", "ranking": None}
+        try:
+            answer = await self.console.recommend(user, COUNT)
+            try:
+                reasons = await self.console.explain(answer["request_id"])
+            except PlexrankError as error:
+                log.warning("no explanation: %s", error)
+                reasons, answer = {}, {**answer, "degraded": [*answer["degraded"], "explain"]}
+        except RequestError as error:
+            raise Refusal(error.status, "No ranking", str(error)) from error
+        except PlexrankError as error:
+            log.exception("the page got no ranking")
+            raise Refusal(503, "No ranking", str(error)) from error
+        state = self.console.user(user)
+        ids = {item["id"] for item in answer["items"]} | set(state.history)
+        ids |= {item for reason in reasons.values() for item, _ in reason.history}
+        cards = self.console.cards(sorted(ids))
+        ranking = view.ranking(user, answer, reasons, cards, view.parse_shown(before))
+        base = str(request.base_url).rstrip("/")
+        return {
+            "user": user,
+            "ranking": ranking,
+            "compared": bool(before),
+            "state": state,
+            "history": [
+                (cards.get(item) or view.Card(item, item), time)
+                for item, time in zip(state.history[:HISTORY], [*state.times, *[0] * HISTORY], strict=False)
+            ],
+            "feed": [r for r in self.receipts if r.user == user][:12],
+            "curl": curl(base, "/v1/recommend", {"user": user, "count": COUNT}, self.token_env),
+        }
+
+    async def page(self, request: Request, stage: dict[str, Any], status: int = 200) -> Response:
+        """The whole page, or its main part alone where htmx asks for it."""
+        context = {"problem": None, "receipt": None, **stage}
+        if request.headers.get("hx-request") == "true":
+            return self.render("stage.html", status, **context)
+        offered = self.console.users("", USERS)
+        return self.render("page.html", status, users=offered, query="", about=self.console.about(), **context)
+
+    async def refuse(self, request: Request, user: str, refusal: Refusal) -> Response:
+        stage = {"user": user, "ranking": None, "problem": refusal}
+        return await self.page(request, stage, refusal.status)
+
+
+def router(console: Console, token_env: str | None = None) -> APIRouter:
+    """The page's routes, to be mounted at the root; left out of the OpenAPI document, which is for programs."""
+    play = Playground(console, token_env)
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.get("/")
+    async def index(request: Request, user: str | None = None) -> Response:
+        """`?user=` chooses; without it the first user of the state store is shown."""
+        if user is None:
+            first = console.users("", 1)
+            user = first[0].user if first else ""
+        try:
+            return await play.page(request, await play.stage(request, user))
+        except Refusal as refusal:
+            return await play.refuse(request, user, refusal)
+
+    @routes.get("/playground/users")
+    async def users(request: Request, q: str = "", user: str = "") -> Response:
+        return play.render("users.html", users=console.users(q.strip(), USERS), query=q.strip(), user=user)
+
+    @routes.post("/playground/events")
+    async def events(request: Request) -> Response:
+        """A click: `user`, `item`, the request it answers and the list it saw (`shown`)."""
+        user = ""
+        try:
+            if not same_origin(request):
+                raise Refusal(403, "Refused", "This request did not come from the page itself.")
+            fields = await form(request)
+            user, item = fields.get("user", ""), fields.get("item", "")
+            if not user or not item:
+                raise Refusal(422, "Incomplete", "A click needs a user and an item.")
+            try:
+                receipt = await console.click(user, item, fields.get("request_id", ""))
+            except RequestError as error:
+                raise Refusal(error.status, "Event refused", str(error)) from error
+            except PlexrankError as error:
+                log.exception("the page's event was not taken")
+                raise Refusal(503, "Event not taken", str(error)) from error
+            play.receipts.appendleft(receipt)
+            if request.headers.get("hx-request") != "true":
+                return RedirectResponse(f"/?user={quote(user, safe='')}", status_code=303, headers=HEADERS)
+            stage = await play.stage(request, user, fields.get("shown", ""))
+            return await play.page(request, {**stage, "receipt": receipt})
+        except Refusal as refusal:
+            return await play.refuse(request, user, refusal)
+
+    @routes.get("/static/{name}")
+    async def static(name: str) -> Response:
+        if name not in play.assets:
+            return Response("no such file", status_code=404, media_type="text/plain", headers=HEADERS)
+        kind = "font/woff2" if name.endswith(".woff2") else mimetypes.guess_type(name)[0] or "text/plain"
+        cache = {"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"}
+        return Response(play.assets[name], media_type=kind, headers=cache)
+
+    return routes
