@@ -63,6 +63,11 @@ class EmbeddingMethod(nn.Module, Component, ABC):
 
     needs_statistics: ClassVar[bool] = False
 
+    @classmethod
+    def wants_statistics(cls, options: PluginOptions) -> bool:
+        """Whether statistics are needed with these options; the engine asks this."""
+        return cls.needs_statistics
+
     def __init__(
         self, features: Sequence[FeatureSpec], options: PluginOptions, statistics: Mapping[str, IdStatistics]
     ) -> None:
