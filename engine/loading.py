@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from engine.config import Config, components
 from engine.config_rules import broken_rules
 from engine.document import Document, Place, key, parse_document, place_of, read_document
-from engine.errors import ConfigError, PluginError
+from engine.errors import ConfigError, PlexrankError, PluginError
 from engine.plugins import Plugins, installed
 
 
@@ -30,6 +31,26 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None, plugins:
     for dotted, value in (overrides or {}).items():
         override(document, dotted, value)
     return check(document, installed() if plugins is None else plugins)
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any], plugins: Plugins | None = None) -> Config:
+    """The configuration with some values changed, checked again; keys and values as for `load_config`."""
+    document = Document(config.name, config.model_dump(mode="json", exclude_unset=True))
+    for dotted, value in overrides.items():
+        override(document, dotted, value)
+    return check(document, installed() if plugins is None else plugins)
+
+
+@contextmanager
+def located(path: Path) -> Iterator[None]:
+    """Errors raised inside that begin with a key of the file, as `features[3].column: ...`, get its `file:line:`."""
+    try:
+        yield
+    except PlexrankError as error:
+        message = read_document(Path(path)).locate(str(error))
+        if message == str(error):
+            raise
+        raise ConfigError(message) from error
 
 
 def check(document: Document, plugins: Plugins) -> Config:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -43,7 +43,7 @@ class PluginInfo:
     version: str
     module: str
     summary: str = ""
-    options: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
@@ -82,9 +82,20 @@ class Plugins:
             )
         self._points[kind][name] = point
 
+    def kinds(self) -> list[str]:
+        """All kinds, `moments` among them."""
+        return list(self._points)
+
     def names(self, kind: str) -> list[str]:
         """What can be named in a configuration for this kind."""
         return sorted(self._points[kind])
+
+    def origin(self, kind: str, name: str) -> tuple[str, str]:
+        """The distribution of a plugin and its version; nothing is imported."""
+        point = self._points[kind].get(name)
+        if point is None:
+            raise PluginError(unknown(kind, name, self.names(kind)))
+        return _distribution(point)
 
     def get(self, kind: str, name: str) -> type[Any]:
         """The component class; imports its module on first use. PluginError if there is none or it is broken."""

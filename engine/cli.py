@@ -1,0 +1,96 @@
+"""`plexrank`: exit 0 where all went well, 1 where it did not (one line on stderr says why), 2 for wrong usage."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import typer
+
+from engine.commands import bundles, checking, training
+from engine.errors import PlexrankError, PluginError
+
+COMMANDS_GROUP = "plexrank.commands"
+"""Entry points of other packages: name of the command -> a function, or a Typer application for a group."""
+
+BUILT_IN: dict[str, Callable[..., None]] = {
+    "train": training.train,
+    "compare": training.compare,
+    "validate": checking.validate,
+    "plugins": checking.plugins,
+    "doctor": checking.doctor,
+    "init": checking.init,
+    "version": checking.version,
+}
+
+
+def main() -> None:
+    """The command line's entry."""
+    quiet_third_parties()
+    try:
+        build(sys.argv[1:])()
+    except PlexrankError as error:
+        _stop(str(error))
+    except OSError as error:
+        _stop(f"{error.filename or 'system'}: {error.strerror or error}")
+    except Exception as error:
+        _stop(f"unexpected {type(error).__name__}: {error} (PLEXRANK_DEBUG=1 shows where)")
+
+
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The application for these arguments: other packages' commands are imported only where they may be meant."""
+    app = typer.Typer(
+        name="plexrank",
+        help="Retrieve, rank, learn and experiment; every modelling choice is a plugin.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for name, function in BUILT_IN.items():
+        app.command(name)(function)
+    app.add_typer(bundles.app, name="bundle")
+    wanted = next((a for a in arguments if not a.startswith("-")), None)
+    if wanted not in (*BUILT_IN, "bundle"):
+        for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda p: p.name):
+            if wanted in (None, point.name):
+                _attach(app, point)
+    return app
+
+
+def quiet_third_parties() -> None:
+    """Warnings that a user can do nothing about; what plexrank itself warns of is logged."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|torchrec|fbgemm")
+
+
+def _attach(app: typer.Typer, point: EntryPoint) -> None:
+    try:
+        command: Any = point.load()
+    except Exception as error:
+        distribution = point.dist.name if point.dist else "unknown"
+        message = f"{distribution}: command '{point.name}' ({point.value}) cannot be imported: {error}"
+
+        def command() -> None:
+            raise PluginError(message)
+
+        command.__doc__ = "Broken: its module cannot be imported."
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=point.name)
+    else:
+        app.command(point.name)(command)
+
+
+def _stop(message: str) -> None:
+    if os.environ.get("PLEXRANK_DEBUG"):
+        raise
+    print(message, file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What commands print: results on stdout, progress on stderr; with `--json` one JSON value, last on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON value, last on stdout.")]
+
+
+def is_first_process() -> bool:
+    """Under torchrun only the first process prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON; numbers that JSON lacks (NaN, infinity) become null."""
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Numpy numbers, arrays, paths and non-finite floats as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], *, styles: Mapping[str, str] | None = None
+) -> None:
+    """A table on stdout. styles: text of a cell -> its style."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in map(_cell, row)))
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width).print(table)
+
+
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Names and numbers, one a line; what is nested is left to `--json`."""
+    plain_figures = {k: _cell(v) for k, v in figures.items() if not isinstance(v, Mapping | list | tuple)}
+    width = max(map(len, plain_figures), default=0)
+    for name, text in plain_figures.items():
+        print(f"{name:<{width}}  {text}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+class Progress:
+    """Stages and how far each is, on stderr: bars on a terminal, one line a stage elsewhere.
+
+    Called as `progress(stage, fraction)`, fraction in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[str, float] = {}
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._quiet = not is_first_process()
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty() and not self._quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bars
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            self._bars = Bars(*columns, console=Console(stderr=True))
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if self._quiet:
+            return
+        if self._bars is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, total=1.0)
+            self._bars.update(self._tasks[stage], completed=fraction)
+        elif stage not in self._lines:
+            self._lines[stage] = time.monotonic()
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+        elif fraction >= 1.0 and self._lines[stage]:
+            print(f"{stage}: {time.monotonic() - self._lines[stage]:.1f} s", file=sys.stderr, flush=True)
+            self._lines[stage] = 0.0
