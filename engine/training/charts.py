@@ -1,0 +1,180 @@
+"""Small charts as SVG text, for pages that must work offline, on a phone, in light and in dark.
+
+Colours are CSS variables (`--ink`, `--grid`, `--a`, `--b`, ...) that the page sets; every text is escaped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 360, 240
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 44
+SERIES = ("a", "b", "c", "d", "e", "f")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line; points without a finite y are left out. `dots`: marks, with no line between."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    dots: bool = False
+
+
+def line_chart(
+    series: Sequence[Series], x_label: str, y_label: str, *, diagonal: bool = False, whole_x: bool = False
+) -> str:
+    """Lines over a common pair of axes. diagonal: the line of perfect calibration; whole_x: ticks at integers."""
+    points = [_points(s) for s in series]
+    flat = [p for some in points for p in some]
+    if not flat:
+        return _frame("", "nothing to show")
+    xs, ys = _span([p[0] for p in flat]), _span([p[1] for p in flat])
+    if diagonal:
+        xs = ys = (min(0.0, xs[0]), max(xs[1], ys[1]))
+    x_ticks, y_ticks = _ticks(*xs, whole=whole_x), _ticks(*ys)
+    ys = (min(ys[0], y_ticks[0]), max(ys[1], y_ticks[-1]))
+    parts = [_axes(xs, ys, x_ticks, y_ticks, x_label, y_label)]
+    if diagonal:
+        low, high = max(xs[0], ys[0]), min(xs[1], ys[1])
+        a, b = (_at(low, xs, 0), _at(low, ys, 1)), (_at(high, xs, 0), _at(high, ys, 1))
+        parts.append(f'<path class="guide" d="M{a[0]:.1f} {a[1]:.1f}L{b[0]:.1f} {b[1]:.1f}"/>')
+    for number, (one, some) in enumerate(zip(series, points, strict=True)):
+        colour = f"var(--{SERIES[number % len(SERIES)]})"
+        where = [(_at(x, xs, 0), _at(y, ys, 1)) for x, y in some]
+        if not one.dots and len(where) > 1:
+            path = "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
+            parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for (x, y), (raw_x, raw_y) in zip(where, some, strict=True):
+            label = escape(f"{one.name}: {x_label} {_number(raw_x)}, {y_label} {_number(raw_y)}")
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"><title>{label}</title></circle>')
+    return _frame("".join(parts), f"{y_label} by {x_label}") + _legend([s.name for s in series])
+
+
+def bar_chart(
+    names: Sequence[str],
+    values: Sequence[float | None],
+    y_label: str,
+    *,
+    errors: Sequence[float | None] | None = None,
+    guide: float | None = None,
+) -> str:
+    """One bar a name; None leaves a gap. errors: half length of the whisker; guide: a dashed line at this height."""
+    shown = [v for v in values if v is not None and math.isfinite(v)]
+    if not shown:
+        return _frame("", "nothing to show")
+    spread = max([e for e in errors or () if e is not None and math.isfinite(e)], default=0.0)
+    low, high = min(shown) - spread, max(shown) + spread
+    if guide is not None:
+        low, high = min(low, guide), max(high, guide)
+    pad = (high - low) * 0.15 or abs(high) * 0.05 or 1.0
+    ys = (0.0 if low >= 0 and low < 0.5 * high else low - pad, high + pad)
+    parts = [_axes((0, 1), ys, [], _ticks(*ys), "", y_label)]
+    slot = (WIDTH - LEFT - RIGHT) / len(names)
+    base = _at(ys[0], ys, 1)
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        middle = LEFT + slot * (i + 0.5)
+        parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(name)}</text>')
+        if value is None or not math.isfinite(value):
+            continue
+        top = _at(value, ys, 1)
+        label = escape(f"{name}: {y_label} {_number(value)}")
+        half = min(slot * 0.34, 28)
+        parts.append(
+            f'<rect x="{middle - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" height="{base - top:.1f}" '
+            f'fill="var(--a)"><title>{label}</title></rect>'
+        )
+        error = errors[i] if errors else None
+        if error:
+            up, down = _at(value + error, ys, 1), _at(value - error, ys, 1)
+            parts.append(f'<path class="whisker" d="M{middle:.1f} {up:.1f}V{down:.1f}"/>')
+        parts.append(f'<text x="{middle:.1f}" y="{top - 5:.1f}" text-anchor="middle">{_number(value)}</text>')
+    if guide is not None:
+        y = _at(guide, ys, 1)
+        parts.append(f'<path class="guide" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+    return _frame("".join(parts), y_label)
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+def _points(series: Series) -> list[tuple[float, float]]:
+    pairs = [(float(x), float(y)) for x, y in zip(series.x, series.y, strict=True) if y is not None]
+    return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+
+
+def _frame(body: str, label: str) -> str:
+    inside = body or f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">{escape(label)}</text>'
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+
+
+def _legend(names: Sequence[str]) -> str:
+    keys = "".join(
+        f'<span><i style="background:var(--{SERIES[n % len(SERIES)]})"></i>{escape(name)}</span>'
+        for n, name in enumerate(names)
+    )
+    return f'<p class="legend">{keys}</p>'
+
+
+def _axes(
+    xs: tuple[float, float],
+    ys: tuple[float, float],
+    x_ticks: Sequence[float],
+    y_ticks: Sequence[float],
+    x_label: str,
+    y_label: str,
+) -> str:
+    parts = []
+    for tick in y_ticks:
+        y = _at(tick, ys, 1)
+        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in x_ticks:
+        x = _at(tick, xs, 0)
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>')
+    floor = HEIGHT - BOTTOM
+    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{floor}H{WIDTH - RIGHT}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    height = (TOP + floor) / 2
+    turned = f'transform="rotate(-90 11 {height})"'
+    parts.append(f'<text x="11" y="{height}" text-anchor="middle" {turned}>{escape(y_label)}</text>')
+    return "".join(parts)
+
+
+def _at(value: float, span: tuple[float, float], axis: int) -> float:
+    """A value's place in pixels on the x axis (0) or the y axis (1)."""
+    share = (value - span[0]) / (span[1] - span[0])
+    if axis == 0:
+        return LEFT + share * (WIDTH - LEFT - RIGHT)
+    return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - TOP)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        pad = abs(low) * 0.05 or 1.0
+        return low - pad, high + pad
+    return low, high
+
+
+def _ticks(low: float, high: float, *, whole: bool = False, about: int = 5) -> list[float]:
+    """Round numbers between two bounds, about five."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
+    step = max(1.0, round(step)) if whole else step
+    first = math.ceil(low / step - 1e-9)
+    ticks = [round(n * step, 10) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+    return ticks or [low, high]
+
+
+def _number(value: float) -> str:
+    """Four figures at most, no needless zeros."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.1e}"
