@@ -57,28 +57,24 @@ class Heads(nn.Linear):
 
 
 class EqualWidths(nn.Module):
-    """A linear projection a field, so that fields of any width meet in one: -> [N, F (+ 1 with dense columns), dim].
+    """A linear projection a field, so that fields of any width meet in one: -> [N, F, dim].
 
-    Also what keeps a multiplexed table readable: rows that several features share are told apart by their projections
-    (Coleman et al. 2023, section 4.2: collisions between features vanish at the read-out, if each is read by weights
-    of its own).
+    The dense columns, where there are any, count as one more field, the last; `dense` is the network that makes it.
+
+    It is also what keeps a multiplexed table readable: rows that several features share are told apart by the
+    features' own projections (Coleman et al. 2023, section 4.2: collisions between features vanish at the read-out if
+    each is read by weights of its own).
     """
 
-    def __init__(self, inputs: InputSpec, dim: int) -> None:
+    def __init__(self, inputs: InputSpec, dim: int, dense: nn.Module | None = None) -> None:
         super().__init__()
-        self.projections = nn.ModuleDict(
-            {_key(name): nn.Linear(width, dim, bias=False) for name, width in inputs.fields.items()}
-        )
-        self.dense = nn.Linear(inputs.dense, dim) if inputs.dense else None
-        self.count = len(inputs.fields) + bool(inputs.dense)
+        self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in inputs.fields.values())
+        self.names = list(inputs.fields)
+        self.dense = (dense or nn.Linear(inputs.dense, dim)) if inputs.dense else None
+        self.count = len(self.names) + bool(inputs.dense)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        vectors = [self.projections[_key(name)](values) for name, values in inputs.fields.items()]
+        vectors = [project(inputs.fields[name]) for name, project in zip(self.names, self.projections, strict=True)]
         if self.dense is not None:
             vectors.append(self.dense(inputs.dense))
         return torch.stack(vectors, dim=1)
-
-
-def _key(name: str) -> str:
-    """A field's name as a module's: dots are not allowed there."""
-    return name.replace(".", "__dot__")

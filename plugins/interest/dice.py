@@ -14,7 +14,7 @@ class Dice(nn.Module):
 
     Shapes: s [P, C] -> [P, C]. Statistics are those of the batch in training, over all processes (so that one process
     and two agree), and running ones in evaluation. alpha starts at 0. Every process must call it equally often in
-    training, also with no rows.
+    training, also with no rows. In evaluation without gradient it works in place, as ReLU(inplace=True) does.
 
     Source: Zhou et al. 2018, section 5.3; eps 1e-8 as there. The running ones move by `momentum` a batch, biased.
     """
@@ -41,11 +41,20 @@ class Dice(nn.Module):
 
     def _with_running_statistics(self, s: Tensor) -> Tensor:
         scale = torch.rsqrt(self.running_var + self.eps)
-        if torch.is_grad_enabled() and (s.requires_grad or self.alpha.requires_grad):
+        if torch.is_grad_enabled():
             p = torch.sigmoid((s - self.running_mean) * scale)
             return s * (self.alpha + (1 - self.alpha) * p)
-        p = torch.addcmul(-self.running_mean * scale, s, scale).sigmoid_()
-        return torch.addcmul(self.alpha, p, 1 - self.alpha, out=p).mul_(s)
+        return _dice(s, self.alpha, self.running_mean, scale, out=s)
+
+
+def _dice(s: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """Dice for given statistics, contiguous [P, C] -> `out` [P, C] (may be s itself), without gradient."""
+    parameters = _tile(scale, -mean * scale, alpha, 1 - alpha)
+    for block, y in zip(_blocks(s), _blocks(out), strict=True):
+        wide_scale, shift, wide_alpha, beta = (p[: block.shape[1]] for p in parameters)
+        p = torch.addcmul(shift, block, wide_scale).sigmoid_()
+        torch.mul(block, torch.addcmul(wide_alpha, p, beta, out=p), out=y)
+    return out
 
 
 class _Dice(torch.autograd.Function):
@@ -54,46 +63,89 @@ class _Dice(torch.autograd.Function):
     With z = (s - m) r, r = 1 / sqrt(v + eps), p = sigmoid(z), g the gradient of f:
     d alpha = sum g s (1 - p);  dz = g s (1 - alpha) p (1 - p);
     ds = g (alpha + (1 - alpha) p) + r (dz - mean dz - z mean(dz z)).
-    Two large tensors are kept (s, p) where the composed form keeps eight.
+    It goes through the rows in blocks that stay in the cache, and keeps nothing but s: p is cheaper made again.
     """
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, alpha: Tensor, eps: float, everywhere: bool) -> tuple[Tensor, ...]:
+        s = s.contiguous()
         rows = s.new_tensor([s.shape[0]])
         total = s.sum(0)
         if everywhere:
             rows, total = _sum_over_processes(rows, total)
         count = rows.clamp(min=1)
         mean = total / count
-        p = s - mean
-        square = (p * p).sum(0)
+        (wide_mean,), squares = _tile(mean), _sums(mean)
+        for block in _blocks(s):
+            width = block.shape[1]
+            squares[:width] += (block - wide_mean[:width]).square_().sum(0)
+        square = _untile(squares, mean)
         if everywhere:
             (square,) = _sum_over_processes(square)
         var = square / count
         scale = torch.rsqrt(var + eps)
-        p.mul_(scale).sigmoid_()
-        ctx.save_for_backward(s, p, alpha, mean, scale, count)
+        ctx.save_for_backward(s, alpha, mean, scale, count)
         ctx.everywhere = everywhere
         ctx.mark_non_differentiable(mean, var, rows)
-        return torch.addcmul(alpha, p, 1 - alpha).mul_(s), mean, var, rows
+        return _dice(s, alpha, mean, scale, torch.empty_like(s)), mean, var, rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        s, p, alpha, mean, scale, count = ctx.saved_tensors
-        g = gradients[0]
-        gs = g * s
-        gsp = gs * p
-        by_alpha = gs.sum(0) - gsp.sum(0)
-        dz = gsp.addcmul_(gsp, p, value=-1).mul_(1 - alpha)  # g s (1 - alpha) p (1 - p)
-        sums = dz.sum(0), (dz * s).sum(0)
+        s, alpha, mean, scale, count = ctx.saved_tensors
+        by_s = torch.empty_like(s)
+        sums_alpha, sums_dz, sums_dzs = _sums(alpha), _sums(alpha), _sums(alpha)
+        parameters = _tile(scale, -mean * scale, alpha, 1 - alpha)
+        for block, g, out in zip(_blocks(s), _blocks(gradients[0].contiguous()), _blocks(by_s), strict=True):
+            width = block.shape[1]
+            wide_scale, shift, wide_alpha, beta = (p[:width] for p in parameters)
+            p = torch.addcmul(shift, block, wide_scale).sigmoid_()
+            gs = g * block
+            torch.addcmul(wide_alpha, p, beta, out=out).mul_(g)
+            dz = gs.addcmul_(gs, p, value=-1)  # g s (1 - p)
+            sums_alpha[:width] += dz.sum(0)
+            dz.mul_(p).mul_(beta)
+            sums_dz[:width] += dz.sum(0)
+            out.addcmul_(dz, wide_scale)
+            sums_dzs[:width] += dz.mul_(block).sum(0)
+        sum_dz, sum_dzs = _untile(sums_dz, alpha), _untile(sums_dzs, alpha)
         if ctx.everywhere:
-            sums = _sum_over_processes(*sums)
-        by_mean = sums[0] / count
-        by_scale = (sums[1] - mean * sums[0]) * scale * scale / count  # r mean(dz z), to multiply (s - m)
-        by_s = torch.addcmul(alpha, p, 1 - alpha, out=gs).mul_(g)
-        # r (dz - by_mean) - r by_scale (s - m)
-        by_s.addcmul_(dz, scale).addcmul_(s, -scale * by_scale).add_(scale * (by_scale * mean - by_mean))
-        return by_s, by_alpha, None, None
+            sum_dz, sum_dzs = _sum_over_processes(sum_dz, sum_dzs)
+        slope = -((sum_dzs - mean * sum_dz) / count) * scale**3  # - r r mean(dz z), to multiply (s - m)
+        offset = -scale * sum_dz / count - slope * mean
+        wide_slope, wide_offset = _tile(slope, offset)
+        for block, out in zip(_blocks(s), _blocks(by_s), strict=True):
+            width = block.shape[1]
+            out.addcmul_(block, wide_slope[:width]).add_(wide_offset[:width])
+        return by_s, _untile(sums_alpha, alpha), None, None
+
+
+# The loops above are fast where an operation meets long rows in the cache: K rows of C channels count as one row of K C
+# numbers, against parameters repeated K times; a last, shorter row holds what is left.
+_K = 8
+_BLOCK = 2**17
+
+
+def _blocks(values: Tensor) -> list[Tensor]:
+    """[P, C] contiguous -> views [rows, K C] of some 512 KB, then one [1, (P mod K) C] if K does not divide P."""
+    channels = values.shape[1]
+    flat = values.view(-1)
+    whole = len(values) // _K * _K * channels
+    blocks = list(flat[:whole].view(-1, _K * channels).split(max(1, _BLOCK // (_K * channels)))) if whole else []
+    return [*blocks, flat[whole:].view(1, -1)] if whole < len(flat) else blocks
+
+
+def _tile(*parameters: Tensor) -> list[Tensor]:
+    """Each [C] -> [K C]."""
+    return [p.repeat(_K) for p in parameters]
+
+
+def _sums(like: Tensor) -> Tensor:
+    return like.new_zeros(_K * len(like))
+
+
+def _untile(sums: Tensor, like: Tensor) -> Tensor:
+    """Sums [K C] -> [C]."""
+    return sums.view(_K, len(like)).sum(0)
 
 
 def _world() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -13,6 +14,8 @@ from engine.components import InterestModel, PluginOptions
 from engine.hookspecs import hookimpl
 from plugins.interest import ragged
 from plugins.interest.dice import Dice
+
+_BLOCK = 2**19  # numbers of the first layer at a time in serving: 2 MB
 
 
 class DINInterest(InterestModel):
@@ -40,13 +43,13 @@ class DINInterest(InterestModel):
     def __init__(self, dim: int, options: Options) -> None:
         super().__init__(dim, options)
         widths = (4 * dim, *options.hidden, 1)
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activations = nn.ModuleList(_activation(options.activation, width) for width in options.hidden)
 
     def forward(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
         history = ragged.newest(history, self.options.max_history)
         if len(history.lengths()) == 1:
-            return self._weights_of_one(targets, history.values()) @ history.values()
+            return self._of_one_user(targets, history.values())
         pairs = ragged.pairs(history, user_of_target)
         items = pairs.items(history.values())
         return ragged.attend(items, self._weights(targets, items, pairs), pairs)
@@ -66,14 +69,22 @@ class DINInterest(InterestModel):
         logits = self._behind_first_layer(x)
         return ragged.segment_softmax(logits, pairs) if self.options.softmax else logits
 
+    def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:
+        """Targets [N, D], items [H, D] -> [N, D]; without gradient in blocks of targets that stay in the cache."""
+        if torch.is_grad_enabled():
+            return self._weights_of_one(targets, items) @ items
+        numbers = len(items) * self.options.hidden[0]
+        blocks = targets.split(max(1, _BLOCK // max(1, numbers)))
+        return torch.cat([self._weights_of_one(block, items) @ items for block in blocks])
+
     def _weights_of_one(self, targets: Tensor, items: Tensor) -> Tensor:
         """One user: targets [N, D], items [H, D] -> weights [N, H]."""
         by_item, by_target, by_product = self._first_layer()
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
         read = by_item + by_product * targets.unsqueeze(1)  # [N, hidden, D]
         x = items @ read.flatten(0, 1).T  # [H, N * hidden]
-        x = x.unflatten(1, bias.shape).add_(bias) if not x.requires_grad else x.unflatten(1, bias.shape) + bias
-        weights = self._behind_first_layer(x.flatten(0, 1)).view(len(items), len(targets)).T
+        x = x.add_(bias.flatten()).view(-1, bias.shape[1])
+        weights = self._behind_first_layer(x).view(len(items), len(targets)).T
         return torch.softmax(weights, dim=1) if self.options.softmax else weights
 
     def _first_layer(self) -> tuple[Tensor, Tensor, Tensor]:

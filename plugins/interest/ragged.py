@@ -1,7 +1,7 @@
 """Arithmetic on histories of unequal length, without padding: pairs of (target, history item) and sums over segments.
 
-A *segment* is the run of pairs that belongs to one target; pairs lie in the order of the targets, and within a target in
-the order of its user's history. P pairs, N targets, U users, T history items in all.
+A *segment* is the run of pairs that belongs to one target; pairs lie in the order of the targets, and within a target
+in the order of its user's history. P pairs, N targets, U users, T history items in all.
 """
 
 from __future__ import annotations

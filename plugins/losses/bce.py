@@ -13,8 +13,8 @@ from engine.hookspecs import hookimpl
 class BinaryCrossEntropy(Loss):
     """Logloss: binary cross-entropy on logits, the weighted mean over rows where weights are given.
 
-    Shapes: logits [N], labels [N] in [0, 1], weight [N] >= 0 or None -> scalar, in nats. Weights that sum to zero, and a
-    batch without rows, give zero.
+    Shapes: logits [N], labels [N] in [0, 1], weight [N] >= 0 or None -> scalar, in nats. Weights that sum to zero
+    give zero, and so does a batch without rows.
     """
 
     name = "bce"
