@@ -89,7 +89,11 @@ def _clock(seconds: int) -> str:
 def _templates(assets: Mapping[str, bytes]) -> Environment:
     """Everything is escaped; a name that a template does not get is an error, not an empty string."""
     env = Environment(
-        loader=PackageLoader("serving"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("serving"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     digests = {name: hashlib.sha256(data).hexdigest()[:12] for name, data in assets.items()}
     env.globals["asset"] = lambda name: f"/static/{name}?v={digests[name]}"
@@ -206,8 +210,10 @@ def router(console: Console, token_env: str | None = None) -> APIRouter:
             return await play.refuse(request, user, refusal)
 
     @routes.get("/playground/users")
-    async def users(request: Request, q: str = "", user: str = "") -> Response:
-        return play.render("users.html", users=console.users(q.strip(), USERS), query=q.strip(), user=user)
+    async def users(user: str = "") -> Response:
+        """The users whose id begins with what is typed; the script marks the one shown."""
+        prefix = user.strip()
+        return play.render("users.html", users=console.users(prefix, USERS), query=prefix, user="")
 
     @routes.post("/playground/events")
     async def events(request: Request) -> Response:

@@ -99,6 +99,7 @@ document.addEventListener("htmx:beforeSwap", (event) => {
   if (event.detail.target === stage()) places = positions();
 });
 document.addEventListener("htmx:afterSwap", (event) => {
+  if (event.detail.target.id === "users") follow();
   if (event.detail.target !== stage()) return;
   glide();
   follow();

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -52,7 +51,10 @@ class FilmConsole:
         day = 86_400
         self.states = {
             "196": UserState(
-                "196", {"age": 49, "gender": "M", "occupation": "writer"}, ["4", "11", "7"], [874 * 10**6 - n * 9 * day for n in range(3)]
+                "196",
+                {"age": 49, "gender": "M", "occupation": "writer"},
+                ["4", "11", "7"],
+                [874 * 10**6 - n * 9 * day for n in range(3)],
             ),
             "<b>bold</b>": UserState("<b>bold</b>", {"occupation": "<i>x</i>"}, ["3", "8"], [890_000_000, 880_000_000]),
         }
@@ -87,6 +89,10 @@ class FilmConsole:
             await asyncio.sleep(self.delay)
         if self.fails:
             raise self.fails
+        return self.answer(user, count)
+
+    def answer(self, user: str, count: int) -> Mapping[str, Any]:
+        """What `recommend` gives when nothing is wrong."""
         history = self.user(user).history
         scored, reasons = [], {}
         for item in self.films:
@@ -95,14 +101,18 @@ class FilmConsole:
             weights = [(h, self._likeness(item, h) * math.exp(-0.15 * age)) for age, h in enumerate(history)]
             logit = 0.4 - 0.03 * int(item) + 2.2 * sum(w for _, w in weights) / math.sqrt(len(history) + 1)
             scored.append((1 / (1 + math.exp(-logit)), item))
-            reasons[item] = Reason(weights, ["popular"] if int(item) % 3 else ["retriever", "popular"], ["mmr"] if item == "9" else [])
+            reasons[item] = Reason(
+                weights, ["popular"] if int(item) % 3 else ["retriever", "popular"], ["mmr"] if item == "9" else []
+            )
         scored.sort(reverse=True)
         request = f"r-{time.time_ns()}"
         self.answers[request] = reasons
         return {
             "request_id": request,
             "model": {"name": "films", "version": "3f9a2c71"},
-            "items": [{"id": i, "score": round(s, 6), "position": p} for p, (s, i) in enumerate(scored[:count], start=1)],
+            "items": [
+                {"id": i, "score": round(s, 6), "position": p} for p, (s, i) in enumerate(scored[:count], start=1)
+            ],
             "degraded": list(self.degraded),
             "took_ms": 6.84,
             "stages": {"retrieve": 1.42, "merge": 0.12, "filter": 0.3, "rank": 4.61, "rerank": 0.39},
@@ -123,5 +133,4 @@ class FilmConsole:
 
 def shown(console: FilmConsole, user: str) -> list[str]:
     """The order of items that the page must show, asked of the world itself."""
-    answer = asyncio.run(console.recommend(user, 20))
-    return json.loads(json.dumps([item["id"] for item in answer["items"]]))
+    return [item["id"] for item in console.answer(user, 20)["items"]]
