@@ -174,7 +174,7 @@ class Bundle:
         for counts in (self.item_counts, self.item_latest):
             if len(counts) != len(self.catalogue):
                 raise BundleError(f"{self.path}: statistics.safetensors: not one count an item of the catalogue")
-        _ = self.encoder, self.calibration, self.item_vectors
+        _ = self.encoder, self.calibration, self.item_vectors, next(self.users(), None)
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name not in self.manifest.files:

@@ -36,7 +36,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{path.name}: not finite: {', '.join(bad[:5])}{' ...' if len(bad) > 5 else ''}; "
             "the training diverged (lower the learning rates, or set training.optimizer.clip_norm)"
         )
-    save_file(kept, path)
+    try:
+        save_file(kept, path)
+    except SafetensorError as error:  # a full disk comes as one of its own
+        raise BundleError(f"{path.name}: cannot be written: {error}") from None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

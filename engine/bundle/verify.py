@@ -11,7 +11,7 @@ from typing import Any
 from engine.bundle.manifest import Manifest, inside, library_versions, read_manifest
 from engine.bundle.tensors import finite, load_tensors
 from engine.config import Config
-from engine.errors import BundleError
+from engine.errors import PlexrankError
 from engine.plugins import Plugins
 
 
@@ -58,7 +58,7 @@ def verify(path: Path, plugins: Plugins | None = None) -> Verification:
                 bundle.model(plugins)
                 bundle.encoder_model(plugins)
                 result.warnings = _other_versions(manifest, plugins)
-    except BundleError as error:
+    except PlexrankError as error:
         result.problems.append(str(error))
     result.seconds = time.perf_counter() - start
     return result
