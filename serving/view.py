@@ -67,7 +67,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ranking. delta: places gained since the list before (None: no list before); new: was not in it."""
+    """One line of the ranking. delta: places gained since the list before (None: no list before); new: not there before."""
 
     key: str
     card: Card

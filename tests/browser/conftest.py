@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from film_world import FilmConsole
 
 from serving.playground import router
-from film_world import FilmConsole
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 
@@ -97,7 +97,7 @@ class Site:
     console: FilmConsole
 
 
-@pytest.fixture()
+@pytest.fixture
 def site() -> Iterator[Site]:
     """The page over the small world of films."""
     console = FilmConsole()
@@ -108,7 +108,7 @@ def site() -> Iterator[Site]:
     stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def watch(site: Site) -> Iterator[Watch]:
     """Fails the test at its end if the page erred or called elsewhere."""
     seen = Watch(site.origin)
@@ -116,7 +116,7 @@ def watch(site: Site) -> Iterator[Watch]:
     seen.check()
 
 
-@pytest.fixture()
+@pytest.fixture
 def open_page(browser: object, site: Site, watch: Watch) -> Iterator[Callable[..., object]]:
     """open_page(path, width=1280, dark=False, scripts=True) -> a watched page."""
     contexts = []

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from film_world import EVIL, shown
 from playwright.sync_api import expect
 
 from engine.errors import BundleError
-from film_world import EVIL, shown
 
 pytestmark = pytest.mark.browser
 
