@@ -157,14 +157,14 @@ def build_model(
     frozen: the form for inference, whose `state_dict` a bundle holds. On device "meta" it takes no memory:
     `load_state_dict(tensors, assign=True)` then makes mapped files its weights.
     """
-    where = torch.device(device or "cpu")
-    meta = where.type == "meta"
+    where = None if device is None else torch.device(device)
+    meta = where is not None and where.type == "meta"
     schema = config.schema_()
     sequences = _checked_sequences(schema)
     interested = config.interest is not None and bool(sequences)
     features = [f for f in schema.embedded if f.kind != "sequence" or interested]
     torch.manual_seed(config.seed)
-    with unallocated_tables() if meta else nullcontext(), where if meta else nullcontext():
+    with unallocated_tables() if meta else nullcontext(), torch.device("meta") if meta else nullcontext():
         embedding = make_embedding(config, features, statistics, plugins)
         widths = {f.name: embedding.widths[f.name] for f in features if f.kind != "sequence"}
         request = {f.name for f in features if f.from_request}
@@ -179,7 +179,7 @@ def build_model(
         ranker = network(spec, schema.tasks, network.Options(**config.ranker.options))
         model = RankingModel(schema, embedding, interest, ranker)
     model = model.freeze() if frozen else model
-    return model if meta else model.to(where)
+    return model if where is None or meta else model.to(where)
 
 
 def make_embedding(
