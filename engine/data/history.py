@@ -5,6 +5,8 @@ Equal times are one page: what was shown and clicked together cannot explain its
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from engine.data.order import IN_MEMORY, deal
@@ -29,7 +31,7 @@ def build_histories(store: Store, users: int, item_rank: np.ndarray, max_length:
     user_past = store.create("user_past", "i8", (users + 1, 2))
     offsets = deal(rows, buckets, lambda part: (user[part].astype(np.int64) + 1) % buckets, by_user)
     with store.appender("past", "i8") as past:
-        for begin, end in zip(offsets[:-1], offsets[1:], strict=True):
+        for begin, end in pairwise(offsets):
             if begin == end:
                 continue
             part = by_user[begin:end].copy()

@@ -29,7 +29,7 @@ class IdIndex:
         self.rows: dict[str, int] = {}
         for text in known.to_pylist() if known is not None else ():
             if text is None or text in self.rows:
-                raise DataError(f"the attributes have {'an empty id' if text is None else f'two rows of id {text}'}")
+                raise DataError(f"a table of attributes has {'an empty id' if text is None else f'id {text} twice'}")
             self.rows[text] = len(self.rows)
 
     def add(self, column: pa.Array) -> np.ndarray:
@@ -47,7 +47,7 @@ class IdIndex:
         return list(self.rows)
 
     def ranks(self) -> np.ndarray:
-        """int64 [V + 1]: place of each id in their order, numbers as numbers, else as text; the last (missing) is -1."""
+        """int64 [V + 1]: place of each id, numbers in their order, else as text; the last (missing) is -1."""
         texts = self.ids()
         if all(t.isascii() and t.isdigit() and len(t) < 19 for t in texts):
             order = np.argsort(np.array([int(t) for t in texts], dtype=np.int64), kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def sort_by_time(store: Store, user_rank: np.ndarray, item_rank: np.ndarray, lim
     edges = np.unique(sample[np.arange(1, buckets) * len(sample) // buckets])
     dealt = store.create("dealt", "i8", (rows,))
     offsets = deal(rows, len(edges) + 1, lambda part: np.searchsorted(edges, key(part), side="right"), dealt)
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets):
         part = dealt[start:stop]
         order[start:stop] = part[np.lexsort((item_rank[item[part]], user_rank[user[part]], time[part]))]
     store.drop("dealt")

@@ -103,9 +103,9 @@ def make_plan(config: Config, files: DatasetFiles) -> Plan:
     for what, column in _roles(config):
         if column not in log:
             raise SchemaError(f"{what}: the interactions have no column '{column}'{_near(column, log)}")
-    for table, column, name in ((of_item, data.item, "items"), (of_user, data.user, "users")):
-        if table and column not in table:
-            raise SchemaError(f"the table of {name} has no column '{column}'; it has {', '.join(table)}")
+    for table, key, name in ((of_item, data.item, "items"), (of_user, data.user, "users")):
+        if table and key not in table:
+            raise SchemaError(f"the table of {name} has no column '{key}'; it has {', '.join(table)}")
     for feature in schema.features:
         plan_of = _place(feature, data.item, data.user, log, of_item, of_user)
         if plan_of is None and feature.kind == "sequence" and feature.of:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
+from torch import Tensor
 
 from engine.catalogue import ArrowCatalogue
 from engine.config import Config
@@ -81,7 +82,7 @@ def _ranks(index: IdIndex | None) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------- splits
 def _split(plan: Plan, store: Store) -> None:
-    """Writes `split.<name>` and `positive.<name>`: rows int64, oldest first, all and those of the first task's label."""
+    """Writes `split.<name>` and `positive.<name>`: rows int64, oldest first, all and those the first task likes."""
     split = plan.config.data.split
     order = store["order"]
     rows = len(order)
@@ -240,7 +241,7 @@ def _count(plan: Plan, store: Store, catalogue: ArrowCatalogue, people: ArrowCat
             latest[store["item"][rows]] = store["time"][rows]  # oldest first, so the newest stays
     store.create("item_counts", "i8", (len(catalogue),))[:] = item_counts[:-1]
     store.create("item_latest", "i8", (len(catalogue),))[:] = latest[:-1]
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for space, counter in counters.items():
         tensors |= counter.statistics().to_tensors(space)
     save_file(tensors, store.folder / "statistics.safetensors")

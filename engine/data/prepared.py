@@ -20,7 +20,7 @@ from engine.data.numeric import NumericTransforms
 from engine.data.plan import Plan
 from engine.data.shuffle import Permutation
 from engine.data.statistics import IdStatistics
-from engine.data.store import Store
+from engine.data.store import Store, chunks
 from engine.errors import DataError
 
 
@@ -122,6 +122,16 @@ class Prepared:
         batch.user_key = torch.from_numpy(self._keys["user"][owner["user"]]) if self.schema.user else None
         batch.item_key = torch.from_numpy(self._keys["item"][owner["item"]]) if self.schema.item else None
         return batch
+
+    def outcomes(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
+        """Labels of the first task float32 [n], user_key and item_key int64 [n] (None without users or items) of a
+        split, oldest first, a million rows together; no feature is read."""
+        rows = self._rows(split, positives_only=False)
+        for part in chunks(len(rows)):
+            some = rows[part]
+            user = self._keys["user"][self._store["user"][some]] if self.schema.user else None
+            item = self._keys["item"][self._store["item"][some]] if self.schema.item else None
+            yield self._store["labels"][some, 0], user, item
 
     # ---------------------------------------------------------------------------------------------- users
     def users(self) -> Iterator[UserState]:

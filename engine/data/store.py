@@ -28,7 +28,7 @@ class Appender:
     def append(self, values: np.ndarray) -> None:
         """values: [n] or [n, width], cast to the array's type."""
         chunk = np.ascontiguousarray(values, dtype=self._dtype)
-        self._file.write(memoryview(chunk).cast("B") if chunk.size else b"")
+        self._file.write(chunk.data if chunk.size else b"")
         self.rows += len(chunk)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,14 @@ def bring(path: str, comes_from: str) -> Path:
         hint = "" if base or given.is_absolute() else " (relative paths lie under PLEXRANK_DATA, which is not set)"
         raise DataError(f"{found} does not exist{hint}; {comes_from}")
     return found
+
+
+def folder_for(cache: Path, sources: list[Path], options: str) -> Path:
+    """A folder in the cache for what these files and options give; other files or options have another."""
+    told = [options, *(f"{p.resolve()}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in sources)]
+    folder = cache / hashlib.sha256("|".join(told).encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def whole(files: DatasetFiles) -> bool:

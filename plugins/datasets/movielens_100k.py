@@ -93,7 +93,8 @@ def _convert(files: dict[str, bytes], out: DatasetFiles) -> None:
     ratings = _read(files["ml-100k.inter"], {"timestamp": pa.float64()})
     films = _read(files["ml-100k.item"])
     users = _read(files["ml-100k.user"])
-    assert out.items is not None and out.users is not None
+    assert out.items
+    assert out.users
     genres = pc.replace_substring(films["class"], " ", "|")
     films = pa.table(
         {"item_id": films["item_id"], "title": films["movie_title"], "year": films["release_year"], "genres": genres}
