@@ -1,0 +1,1 @@
+"""Plugins of Acme for plexrank: the interest `recency` and the candidate source `editorial`."""
