@@ -1,0 +1,350 @@
+"""retrieve -> merge -> filter -> rank -> rerank, by a deadline, with reasons.
+
+A stage that fails or is late costs quality, never the answer: without the store a user has no history, without a source
+there are fewer candidates, without the scorer the order is that of the sources or of popularity. What was lost is named
+in `degraded` as `stage: why` or `stage.plugin: why`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from engine.candidates import Merged, merge, wrong_candidates
+from engine.components import Candidates, Scorer, Scores, StateStore, UserState
+from engine.deadline import Deadline, Late, Workers, wait
+from engine.errors import RequestError, SchemaError
+from engine.plugins import Plugins
+from engine.served import Served
+
+log = logging.getLogger("plexrank.pipeline")
+
+STATE_SHARE, RETRIEVE_SHARE, FILTER_SHARE, RANK_SHARE = 0.35, 0.6, 0.7, 0.95
+"""How much of the deadline may be used when a stage ends."""
+
+
+@dataclass
+class Query:
+    """Who asks, and by when. history: item ids, newest first, in place of the stored; features, context: by name."""
+
+    request_id: str
+    deadline: Deadline
+    user: str = ""
+    history: Sequence[str] | None = None
+    features: Mapping[str, Any] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Answer:
+    """Items best first. tasks: task -> float32 [n] (of all tasks, where there are several); times in seconds."""
+
+    request_id: str
+    user: str
+    model: str
+    version: str
+    items: list[str]
+    scores: np.ndarray
+    tasks: dict[str, np.ndarray]
+    propensity: np.ndarray
+    degraded: list[str]
+    stages: dict[str, float]
+    took: float
+    trace: Trace
+
+
+@dataclass
+class Trace:
+    """What is needed to explain an answer later: the state that was ranked with, and per item its sources and rules."""
+
+    served: Served
+    state: UserState
+    query: Query
+    item_features: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    sources: list[list[str]] = field(default_factory=list)
+    rules: list[list[str]] = field(default_factory=list)
+
+
+class _Run:
+    """One request on its way: stage times and what was lost."""
+
+    def __init__(self, query: Query, served: Served) -> None:
+        self.query, self.served, self.deadline = query, served, query.deadline
+        self.stages: dict[str, float] = {}
+        self.degraded: list[str] = []
+        self._mark = time.perf_counter()
+
+    def ended(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages[stage] = now - self._mark
+        self._mark = now
+
+    def lost(self, where: str, error: BaseException | str) -> None:
+        """Notes a failure; the log has it in full, the answer in short."""
+        if isinstance(error, Late):
+            why = "deadline"
+        elif isinstance(error, str):
+            why = error
+        else:
+            why = type(error).__name__
+            log.warning("request %s: %s: %s: %s", self.query.request_id, where, why, error)
+        self.degraded.append(f"{where}: {why}")
+
+
+class Pipeline:
+    """Answers requests over one `Served`, which `swap` replaces. Safe from many threads."""
+
+    def __init__(
+        self,
+        served: Served,
+        scorer: Scorer,
+        store: StateStore,
+        plugins: Plugins,
+        *,
+        threads: int = 1,
+        items: int = 2000,
+        filter_seen: bool = True,
+    ) -> None:
+        """threads: scoring threads; items: most candidates that are ranked."""
+        self.served, self.scorer, self.store, self.plugins = served, scorer, store, plugins
+        self.items, self.filter_seen = items, filter_seen
+        self._scoring = Workers("score", threads)
+        self._state = Workers("state", 4)
+        self._parts: dict[str, Workers] = {}
+
+    def swap(self, served: Served) -> None:
+        """New requests use it from now on."""
+        self.served = served
+
+    def close(self) -> None:
+        for workers in (self._scoring, self._state, *self._parts.values()):
+            workers.close()
+
+    # --------------------------------------------------------------------------------------------- requests
+    def rank(self, query: Query, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]) -> Answer:
+        """Orders the given items. RequestError for features that the model does not know or cannot read."""
+        run = _Run(query, self.served)
+        run.served.check_features(query.features, query.context, item_features, len(items))
+        state = self._user(run)
+        rows: np.ndarray | None = None
+        scored = self._score(run, state, items, item_features)
+        if scored is None:
+            rows = run.served.catalogue.rows(items)
+            counts = np.where(rows >= 0, run.served.context.counts[rows], 0) if len(run.served.catalogue) else rows * 0
+            scores = (np.log1p(counts) / max(1.0, float(np.log1p(counts.max(initial=0))))).astype(np.float32)
+            tasks: dict[str, np.ndarray] = {}
+        else:
+            scores, tasks = _first_task(run.served, scored)
+        order = np.argsort(-scores, kind="stable")
+        run.ended("rank")
+        trace = Trace(run.served, state, query)
+        trace.item_features = {name: [values[p] for p in order] for name, values in item_features.items()}
+        trace.sources = [["request"]] * len(items)
+        trace.rules = [[] for _ in items]
+        return self._answer(run, scored, [items[p] for p in order], scores[order], _taken(tasks, order), trace)
+
+    def recommend(self, query: Query, count: int, exclude: Sequence[str] = ()) -> Answer:
+        """Finds, filters, ranks and re-orders -> at most `count` items."""
+        run = _Run(query, self.served)
+        run.served.check_features(query.features, query.context, {}, 0)
+        state = self._user(run)
+        request = {"count": count, "features": query.features, "context": query.context, "exclude": exclude}
+        merged = self._retrieve(run, state, request, count)
+        merged, items = self._filter(run, state, request, merged)
+        scored = self._score(run, state, items, {}) if items else None
+        scores, tasks = (merged.fallback, {}) if scored is None else _first_task(run.served, scored)
+        order = np.argsort(-scores, kind="stable")
+        run.ended("rank")
+        order, rules = self._rerank(run, merged.rows, scores, order, count)
+        trace = Trace(run.served, state, query)
+        names = [name for name, _, _ in run.served.sources]
+        trace.sources = [merged.named(int(p), names) or ["popularity"] for p in order]
+        trace.rules = [rules.get(int(p), []) for p in order]
+        return self._answer(run, scored, [items[p] for p in order], scores[order], _taken(tasks, order), trace)
+
+    def _answer(
+        self,
+        run: _Run,
+        scored: Scores | None,
+        items: list[str],
+        scores: np.ndarray,
+        tasks: dict[str, np.ndarray],
+        trace: Trace,
+    ) -> Answer:
+        bundle = run.served.bundle
+        return Answer(
+            request_id=run.query.request_id,
+            user=run.query.user,
+            model=scored.model if scored else bundle.name,
+            version=scored.version if scored else bundle.version,
+            items=items,
+            scores=scores,
+            tasks=tasks if len(tasks) > 1 else {},
+            propensity=np.ones(len(items)),  # the order is a function of the request: no item had another chance
+            degraded=run.degraded,
+            stages=run.stages,
+            took=time.monotonic() - run.deadline.begin,
+            trace=trace,
+        )
+
+    # ----------------------------------------------------------------------------------------------- stages
+    def _user(self, run: _Run) -> UserState:
+        """The user's state once a request, whatever the number of candidates; a history in the request replaces it."""
+        query = run.query
+        state = UserState(query.user)
+        if query.user:
+            try:
+                state = self._state.call(run.deadline.left(STATE_SHARE), self.store.get, query.user)
+            except Exception as error:
+                run.lost("state", error)
+        if query.history is not None:
+            state.history, state.times = list(query.history), [0] * len(query.history)
+            state.seen = [*query.history, *state.seen]
+        run.ended("state")
+        return state
+
+    def _retrieve(self, run: _Run, state: UserState, request: Mapping[str, Any], count: int) -> Merged:
+        """All sources at once; one that fails or is late is left out. With none at all: the popular items."""
+        served = run.served
+        unwanted = len(request["exclude"]) + (len(state.seen) if self.filter_seen else 0)
+        begun = [
+            (number, name, self._part(f"source-{name}").begin(source.candidates, state, request, k + unwanted))
+            for number, (name, k, source) in enumerate(served.sources)
+            if run.deadline.left(RETRIEVE_SHARE) > 0
+        ]
+        found: list[tuple[int, Candidates]] = []
+        for number, name, future in begun:
+            try:
+                candidates = wait(future, run.deadline.left(RETRIEVE_SHARE))
+                wrong = wrong_candidates(candidates, len(served.catalogue))
+                if wrong:
+                    log.warning("candidate source %s: %s", name, wrong)
+                    run.lost(f"retrieve.{name}", "wrong answer")
+                else:
+                    found.append((number, candidates))
+            except Exception as error:
+                run.lost(f"retrieve.{name}", error)
+        if len(begun) < len(served.sources):
+            run.lost("retrieve", "deadline")
+        run.ended("retrieve")
+        if not found and served.sources:
+            run.lost("retrieve", "popularity in place of all sources")
+        merged = merge(found, self.items + unwanted)
+        if not found:
+            rows = served.popular[: max(count, 100) + unwanted]
+            merged = merge([(len(served.sources), Candidates(rows, np.zeros(len(rows), np.float32)))], len(rows))
+        run.ended("merge")
+        return merged
+
+    def _filter(
+        self, run: _Run, state: UserState, request: Mapping[str, Any], merged: Merged
+    ) -> tuple[Merged, list[str]]:
+        """Leaves out what was seen, what the request excludes and what plugins do not allow -> (rest, its ids)."""
+        ids = run.served.catalogue.ids(merged.rows)
+        unwanted = set(request["exclude"])
+        if self.filter_seen:
+            unwanted.update(state.seen, state.history)
+        keep = np.fromiter((item not in unwanted for item in ids), dtype=bool, count=len(ids))
+        if self.plugins.listens("filter_candidates"):
+            try:
+                hooks = self._part("filter")
+                allowed, failed = hooks.call(
+                    run.deadline.left(FILTER_SHARE), self.plugins.keep, run.query.user, ids, request
+                )
+                keep &= allowed
+                for plugin in failed:
+                    run.lost(f"filter.{plugin}", "skipped")
+            except Late as late:
+                run.lost("filter", late)
+        kept = np.flatnonzero(keep)[: self.items]
+        run.ended("filter")
+        return merged.take(kept), [ids[p] for p in kept]
+
+    def _score(
+        self, run: _Run, state: UserState, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]
+    ) -> Scores | None:
+        """Scores of the items, or None where the scorer fails, is late or does not answer a finite number an item."""
+        query = run.query
+
+        def ask(who: UserState) -> Scores:
+            request = run.served.score_request(
+                who,
+                items,
+                features=query.features,
+                context=query.context,
+                item_features=item_features,
+                deadline=run.deadline.end,
+            )
+            scores: Scores = self._scoring.call(run.deadline.left(RANK_SHARE), self.scorer.score, request)
+            return scores
+
+        try:
+            try:
+                scored = ask(state)
+            except SchemaError as error:
+                if not state.features:
+                    raise RequestError(str(error)) from error
+                run.lost("state", "stored features do not fit the model")
+                scored = ask(UserState(state.user, {}, state.history, state.times, state.seen))
+        except SchemaError as error:
+            raise RequestError(str(error)) from error
+        except RequestError:
+            raise
+        except Exception as error:
+            run.lost("rank", error)
+            return None
+        for task, values in scored.tasks.items():
+            if values.shape != (len(items),) or not np.isfinite(values).all():
+                log.error("scorer %s: task %s: not one finite score an item", self.scorer.name, task)
+                run.lost("rank", "scores are not finite")
+                return None
+        return scored
+
+    def _rerank(
+        self, run: _Run, rows: np.ndarray, scores: np.ndarray, order: np.ndarray, count: int
+    ) -> tuple[np.ndarray, dict[int, list[str]]]:
+        """Rerankers one after another over `order` (positions, best first); the last cuts to `count`."""
+        rules: dict[int, list[str]] = {}
+        last = len(run.served.rerankers) - 1
+        for number, (name, reranker) in enumerate(run.served.rerankers):
+            k = count if number == last else len(order)
+            try:
+                chosen, applied = self._part(f"rerank-{name}").call(
+                    run.deadline.left(), reranker.rerank, rows[order], scores[order], k
+                )
+                if not _is_choice(chosen, len(order)):
+                    raise ValueError(f"reranker {name} answered positions that are not distinct or not in range")
+            except Exception as error:
+                run.lost(f"rerank.{name}", error)
+                continue
+            for position, rule in applied.items():
+                rules.setdefault(int(order[position]), []).append(rule)
+            order = order[np.asarray(chosen, dtype=np.int64)]
+        run.ended("rerank")
+        return order[:count], rules
+
+    def _part(self, name: str) -> Workers:
+        workers = self._parts.get(name)
+        return workers if workers is not None else self._parts.setdefault(name, Workers(name, 4))
+
+
+def _first_task(served: Served, scored: Scores) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The first task ranks."""
+    first = served.schema.tasks[0]
+    return scored.tasks.get(first, next(iter(scored.tasks.values()))), scored.tasks
+
+
+def _taken(tasks: Mapping[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
+    return {task: values[order] for task, values in tasks.items()}
+
+
+def _is_choice(chosen: Any, n: int) -> bool:
+    positions = np.asarray(chosen)
+    if positions.ndim != 1 or (len(positions) and not np.issubdtype(positions.dtype, np.integer)):
+        return False
+    return len(np.unique(positions)) == len(positions) and bool(((positions >= 0) & (positions < n)).all())
