@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.keyed import KeyedOptimizer
+from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from engine.config import OptimizerConfig
 
