@@ -28,6 +28,7 @@ class Prepared:
     """Memory-mapped rows with their splits.
 
     rows: split -> number of rows. label_rates: split -> share of positives of the first task; label_rate: of training.
+    arrays: the memory-mapped columns.
     item_counts int64 [items]: positives in the training split. item_latest int64 [items]: time of the newest event.
     """
 
@@ -36,7 +37,7 @@ class Prepared:
         self.schema = plan.schema
         self.folder = folder
         self._plan = plan
-        self._store = Store.open(folder)
+        self.arrays = Store.open(folder)
         meta = json.loads((folder / "meta.json").read_text())
         self.rows: dict[str, int] = meta["rows"]
         self.label_rates: dict[str, float] = meta["label_rates"]
@@ -47,8 +48,8 @@ class Prepared:
         spaces = [name.removesuffix(".counts") for name in tensors if name.endswith(".counts")]
         self.statistics = {space: IdStatistics.from_tensors(tensors, space) for space in spaces}
         self.catalogue = ArrowCatalogue.open(folder / "catalogue")
-        self.item_counts = np.array(self._store["item_counts"])
-        self.item_latest = np.array(self._store["item_latest"])
+        self.item_counts = np.array(self.arrays["item_counts"])
+        self.item_latest = np.array(self.arrays["item_latest"])
         self._people = ArrowCatalogue.open(folder / "users")
         self._things = {"item": self.catalogue, "user": self._people}
         self._keys = {side: np.append(things.prints, MISSING) for side, things in self._things.items()}
@@ -88,11 +89,11 @@ class Prepared:
     def _rows(self, split: str, positives_only: bool) -> np.ndarray:
         if split not in self.rows:
             raise DataError(f"no split '{split}'; there are {', '.join(self.rows)}")
-        return self._store[f"{'positive' if positives_only else 'split'}.{split}"]
+        return self.arrays[f"{'positive' if positives_only else 'split'}.{split}"]
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The batch of these rows, int64 [B], numbered as in the interactions."""
-        store, size = self._store, len(rows)
+        store, size = self.arrays, len(rows)
         ids: dict[str, Values] = {}
         numbers: dict[str, np.ndarray] = {}
         if self._plan.row_ids:
@@ -129,9 +130,9 @@ class Prepared:
         rows = self._rows(split, positives_only=False)
         for part in chunks(len(rows)):
             some = rows[part]
-            user = self._keys["user"][self._store["user"][some]] if self.schema.user else None
-            item = self._keys["item"][self._store["item"][some]] if self.schema.item else None
-            yield self._store["labels"][some, 0], user, item
+            user = self._keys["user"][self.arrays["user"][some]] if self.schema.user else None
+            item = self._keys["item"][self.arrays["item"][some]] if self.schema.item else None
+            yield self.arrays["labels"][some, 0], user, item
 
     # ---------------------------------------------------------------------------------------------- users
     def users(self) -> Iterator[UserState]:
@@ -141,7 +142,7 @@ class Prepared:
         """
         if self.schema.user is None:
             return
-        store, cap = self._store, self.config.serving.history_cap
+        store, cap = self.arrays, self.config.serving.history_cap
         features = [f for f in self.schema.features if f.side == "user" and f.kind != "sequence"]
         raw = {f.name: self._people.column(f.name) for f in features if f.column in self._people.table.column_names}
         ids = self._people.column(self._people.key)

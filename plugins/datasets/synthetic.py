@@ -32,7 +32,7 @@ class Synthetic(Dataset):
     probability that `clicked` was drawn with: for measuring, never a feature. items: item_id, title, category, price.
     users: user_id, age, country.
 
-    A user's taste is a point near some of the categories; an item's is its category's plus its own. The click's logit is
+    A user's taste is a point near some of the categories; an item's is its category's plus its own. A click's logit is
     taste . item + quality - position_bias * log(position) - 1; the taste turns towards another point over time,
     `drift` of the way from the first day to the last.
     """
@@ -110,7 +110,7 @@ class _World:
         page = np.arange(rows) // PAGE
         clock = np.sort(rng.integers(0, 30 * DAY, size=pages))
         user = rng.choice(self.o.users, size=pages, p=_tail(self.o.users))[page]
-        item = rng.choice(self.o.items, size=rows, p=rng.permutation(_tail(self.o.items)))
+        item = self._shown(page)
         position = np.arange(rows) % PAGE + 1
         moved = (self.o.drift * clock / (30 * DAY))[page, None]
         taste = (1 - moved) * self.first[user] + moved * self.last[user]
@@ -129,6 +129,19 @@ class _World:
                 "true_ctr": true.astype(np.float32),
             }
         )
+
+    def _shown(self, page: np.ndarray) -> np.ndarray:
+        """int64 [rows]: an item a place, by a long tail, no item twice on a page (where there are enough)."""
+        chance = self.rng.permutation(_tail(self.o.items))
+        item = self.rng.choice(self.o.items, size=len(page), p=chance)
+        for _ in range(100 if self.o.items >= PAGE else 0):
+            order = np.lexsort((item, page))
+            repeats = (np.diff(item[order]) == 0) & (np.diff(page[order]) == 0)
+            again = order[1:][repeats]
+            if not len(again):
+                break
+            item[again] = self.rng.choice(self.o.items, size=len(again), p=chance)
+        return item
 
 
 def _names(letter: str, numbers: np.ndarray) -> pa.Array:
