@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEGRADED = {
+    "state": "what is stored of this user could not be read, or does not fit the model",
     "retrieve": "candidates come from fewer sources than usual",
     "filter": "a filter was skipped",
-    "rank": "the model did not answer in time; items are in order of popularity",
+    "rank": "the model gave no scores; items are in order of popularity",
     "rerank": "a reranker was skipped",
     "explain": "the model's reasons are not available",
 }
@@ -67,7 +68,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the ranking. delta: places gained since the list before (None: no list before); new: not there before."""
+    """One line of the ranking. delta: places gained since the list before (None: no list before); new: not in it."""
 
     key: str
     card: Card
@@ -133,7 +134,7 @@ def weigh(history: Sequence[tuple[str, float]], cards: Mapping[str, Card]) -> li
     total = sum(abs(v) for v in values) or 1.0
     largest = max((abs(v) for v in values), default=0.0) or 1.0
     return [
-        Weight(cards.get(item) or Card(item, item), value, value / total, abs(value) / largest)
+        Weight(cards.get(item) or Card(item, item), value, value / total, round(abs(value) / largest, 4))
         for (item, _), value in zip(history, values, strict=True)
     ]
 

@@ -117,7 +117,7 @@ def test_an_empty_state_store_asks_for_a_user(client, console):
 
 
 def test_the_curl_line_survives_the_shell_whatever_the_user_is_called():
-    line = curl("http://h:1", "/v1/recommend", {"user": "o'Neil $(id) `x` \"q\" 用户"}, "TOKEN")
+    line = curl("http://h:1", "/v1/recommend", {"user": 'o\'Neil $(id) `x` "q" 用户'}, "TOKEN")
     words = shlex.split(line)
     assert words[:3] == ["curl", "-s", "http://h:1/v1/recommend"]
     assert words[-1] == '{"user":"o\'Neil $(id) `x` \\"q\\" 用户"}'
@@ -132,7 +132,7 @@ def test_an_item_that_only_closes_the_gap_has_not_moved():
 def test_weights_become_shares_of_the_sum_and_bars_of_the_largest():
     weights = view.weigh([("a", 0.6), ("b", -0.3), ("c", 0.1), ("d", float("nan"))], {})
     assert [round(w.share, 6) for w in weights] == [0.6, -0.3, 0.1, 0.0]
-    assert [round(w.bar, 6) for w in weights] == [1.0, 0.5, round(1 / 6, 6), 0.0]
+    assert [round(w.bar, 6) for w in weights] == [1.0, 0.5, round(1 / 6, 4), 0.0]
 
 
 def test_stage_times_lie_behind_one_another():
