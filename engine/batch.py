@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Self
 
@@ -58,7 +59,7 @@ class Batch:
         return type(self)(**{f.name: move(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
 
-def keyed_jagged(columns: dict[str, tuple[np.ndarray | Tensor, np.ndarray | Tensor | None]]) -> KeyedJaggedTensor:
+def keyed_jagged(columns: Mapping[str, tuple[np.ndarray | Tensor, np.ndarray | Tensor | None]]) -> KeyedJaggedTensor:
     """A KeyedJaggedTensor from `feature -> (values int64 [T], lengths int32/int64 [stride] or None)`.
 
     None as lengths means one value a row. Strides may differ between keys (one user, many candidates).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -40,7 +41,8 @@ class DLRMRanker(Ranker):
         self.body = MLP(beside + count * (count - 1) // 2, options)
         self.heads = Heads(self.body.output_dim, tasks)
         self.pairs: Tensor
-        self.register_buffer("pairs", torch.triu_indices(count, count, offset=1), persistent=False)
+        pairs = np.stack(np.triu_indices(count, 1))  # by numpy: real also where modules are made on the meta device
+        self.register_buffer("pairs", torch.from_numpy(pairs), persistent=False)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         vectors = self.vectors(inputs)
