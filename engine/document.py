@@ -21,16 +21,22 @@ MAX_VALUES = 50_000
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads `1e-3` as the number it is (YAML 1.1 calls it text), and dates as the text they are."""
+    """SafeLoader that reads scalars as YAML 1.2 does: `1e-3` is a number, `no`, `on` and dates are text."""
 
 
+_OLD = ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:bool")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OLD]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass
@@ -129,6 +135,9 @@ class _Reader:
             raise ConfigError(f"{self.name}:{line}: more than {MAX_VALUES:,} values, aliases expanded")
         if len(place) > MAX_DEPTH:
             raise ConfigError(f"{self.name}:{line}: nested more than {MAX_DEPTH} levels deep")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+            self.errors.append(f"{self.name}:{line}: {key(place)}: no tag but YAML's own is read, not '{node.tag}'")
+            return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
         if isinstance(node, yaml.SequenceNode):
