@@ -70,7 +70,7 @@ def normalised_entropy(labels: ArrayLike, probabilities: ArrayLike) -> float | N
         return None
     loss = logloss(y, p)
     assert loss is not None
-    return loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
+    return float(loss / -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from engine.bundle.manifest import FileEntry, Manifest, PluginEntry, read_manife
 from engine.bundle.open import Bundle
 from engine.bundle.show import show
 from engine.bundle.verify import Verification, verify
-from engine.bundle.write import write_bundle
+from engine.bundle.write import check_free, write_bundle
 
 __all__ = [
     "Bundle",
@@ -25,6 +25,7 @@ __all__ = [
     "Manifest",
     "PluginEntry",
     "Verification",
+    "check_free",
     "diff",
     "read_manifest",
     "show",

@@ -45,7 +45,7 @@ class PluginEntry(_Strict):
 class Manifest(_Strict):
     """`version` names the contents (files, configuration, plugins); `digest` is the sha256 of all the rest of this."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=r"^[0-9a-f]{12}$")
     created: str = Field(description="UTC, ISO 8601")

@@ -146,8 +146,8 @@ class Bundle:
             return None
         from engine.retrieval import build_encoder_model
 
-        with torch.device("meta"):
-            model = build_encoder_model(self.config, self.statistics, plugins, frozen=True)
+        device = torch.device("meta")
+        model = build_encoder_model(self.config, self.statistics, plugins, frozen=True, device=device)
         assign(model, self._tensors("retrieval.safetensors"), f"{self.path}: retrieval.safetensors")
         return model
 

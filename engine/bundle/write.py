@@ -68,7 +68,7 @@ def write_bundle(
     a hidden folder `.NAME.tmp-*` beside it, which may be deleted.
     """
     path = Path(path).absolute()
-    _refuse(path, replace)
+    check_free(path, replace=replace)
     plugins = installed() if plugins is None else plugins
     temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:12]}")
     try:
@@ -86,7 +86,8 @@ def write_bundle(
     return Bundle.open(path, verify=False)
 
 
-def _refuse(path: Path, replace: bool) -> None:
+def check_free(path: Path, *, replace: bool = False) -> None:
+    """BundleError if a bundle cannot be written at `path`; asked before a long training, too."""
     if not (path.exists() or path.is_symlink()):
         return
     if not replace:

@@ -99,6 +99,30 @@ def bar_chart(
     return _frame("".join(parts), y_label)
 
 
+def standalone(charts: Sequence[tuple[str, str]]) -> str:
+    """(title, chart) pairs under one another as one SVG file, in light or dark as the viewer prefers."""
+    step = HEIGHT + 26
+    parts = []
+    for n, (title, chart) in enumerate(charts):
+        body = chart[: chart.rindex("</svg>")].split(">", 1)[1]
+        heading = f'<text x="{LEFT}" y="16" font-weight="600">{escape(title)}</text>'
+        parts.append(f'<g transform="translate(0 {n * step})">{heading}<g transform="translate(0 20)">{body}</g></g>')
+    size = f'viewBox="0 0 {WIDTH} {step * len(charts)}" width="{2 * WIDTH}" height="{2 * step * len(charts)}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>'
+        f'<rect width="100%" height="100%" fill="var(--paper)"/>{"".join(parts)}</svg>\n'
+    )
+
+
+_STYLE = (
+    ":root{--paper:#fff;--ink:#1d2430;--soft:#5b6678;--grid:#e3e7ee;--a:#2563c9;--b:#c2410c;--c:#0f8a6a}"
+    "@media(prefers-color-scheme:dark){:root{--paper:#12161d;--ink:#e6eaf1;--soft:#98a4b8;--grid:#2a3342;--a:#6ea3ff;"
+    "--b:#ff9a62;--c:#4fd0a9}}text{font:12px system-ui,sans-serif;fill:var(--soft)}.grid{stroke:var(--grid)}"
+    ".axis{stroke:var(--soft);fill:none}.guide{stroke:var(--soft);stroke-dasharray:4 4;fill:none}"
+    ".whisker{stroke:var(--ink);stroke-width:1.5}"
+)
+
+
 # ---------------------------------------------------------------------------------------------- helpers
 def _points(series: Series) -> list[tuple[float, float]]:
     pairs = [(float(x), float(y)) for x, y in zip(series.x, series.y, strict=True) if y is not None]
