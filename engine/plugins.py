@@ -186,13 +186,13 @@ class Plugins:
     def _fire(
         self, moment: str, arguments: Mapping[str, Any], wrong: Callable[[Any], str | None] | None = None
     ) -> tuple[list[Any], list[str]]:
-        """(answers, names of the plugins that failed), in the order of registration.
+        """(answers, names of the plugins that failed), in the order of the configuration.
 
         Each plugin has `budget_seconds`. One past it is skipped, and suspended until that call comes back; one that
         fails several times in a row is suspended for a while (`engine.isolation`).
         """
         answers, failed = [], []
-        for impl in reversed(getattr(self.manager.hook, moment).get_hookimpls()):
+        for impl in getattr(self.manager.hook, moment).get_hookimpls():
             begin, outcome = time.perf_counter(), "ok"
             call = {name: arguments[name] for name in impl.argnames}
             try:

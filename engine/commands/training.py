@@ -58,6 +58,7 @@ def compare(
     For example: plexrank compare configs/movielens-100k.yaml --vary interest.name=mean,din --seeds 3
     """
     from engine.compare import compare as run
+    from engine.compare import table
     from engine.loading import load_config, located
 
     loaded = load_config(config, overrides_of(set_, None))
@@ -66,8 +67,7 @@ def compare(
     if json:
         print_json({"config": str(config), "seeds": seeds, "rows": rows, "out": str(out)})
         return
-    columns = list(rows[0]) if rows else []
-    print_table(columns, [[row[c] for c in columns] for row in rows])
+    print_table(*table(rows))
 
 
 def overrides_of(assignments: list[str] | None, seed: int | None) -> dict[str, Any]:
