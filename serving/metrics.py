@@ -1,0 +1,95 @@
+"""Prometheus metrics: base units, one prefix, and never an id of a user or an item as a label."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from engine.intake import Received
+from engine.pipeline import Answer
+from engine.plugins import Plugins
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+MEDIA_TYPE = CONTENT_TYPE_LATEST
+
+
+class _PluginErrors(Collector):
+    """What the plugin manager counts, read at scrape time."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+
+    def collect(self) -> list[CounterMetricFamily]:
+        family = CounterMetricFamily(
+            "plexrank_plugin_errors", "Moment hooks that failed and were skipped", labels=("hook", "plugin", "kind")
+        )
+        for labels, count in dict(self.plugins.errors).items():
+            family.add_metric(list(labels), count)
+        return [family]
+
+
+class Metrics:
+    """One registry an application, so that several in one process do not mix."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.registry = r = CollectorRegistry()
+        r.register(_PluginErrors(plugins))
+        self.requests = Histogram(
+            "plexrank_request_duration_seconds",
+            "From the first byte of a request to the end of its answer",
+            ("route", "method", "status"),
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.stages = Histogram(
+            "plexrank_stage_duration_seconds", "Stages of the pipeline", ("stage",), buckets=_SECONDS, registry=r
+        )
+        self.degraded = Counter("plexrank_degraded", "Answers that lost a part", ("reason",), registry=r)
+        self.items = Histogram(
+            "plexrank_ranked_items", "Items in an answer", buckets=(1, 10, 50, 100, 200, 500, 1000, 2000), registry=r
+        )
+        self.prediction = Histogram(
+            "plexrank_prediction_ratio",
+            "Score of the first item",
+            buckets=tuple(n / 10 for n in range(1, 11)),
+            registry=r,
+        )
+        self.shed = Counter("plexrank_shed", "Requests refused because the queue was full", registry=r)
+        self.events = Counter("plexrank_events", "Events by what became of them", ("result",), registry=r)
+        self.swaps = Counter("plexrank_bundle_loads", "Bundles loaded or refused", ("result",), registry=r)
+        self.model = Gauge("plexrank_model_info", "The model that serves", ("model", "version"), registry=r)
+        self.loaded = Gauge("plexrank_model_loaded_timestamp_seconds", "When it was loaded", registry=r)
+
+    def answered(self, route: str, method: str, status: int, begin: float) -> None:
+        """begin: of time.monotonic()."""
+        method = method if method in _METHODS else "other"
+        self.requests.labels(route, method, str(status)).observe(time.monotonic() - begin)
+
+    def ranked(self, answer: Answer) -> None:
+        """Stage times, losses, size and the top score of one answer."""
+        for stage, seconds in answer.stages.items():
+            self.stages.labels(stage).observe(seconds)
+        for reason in answer.degraded:
+            self.degraded.labels(reason.partition(":")[0]).inc()
+        self.items.observe(len(answer.items))
+        if len(answer.scores):
+            self.prediction.observe(float(answer.scores[0]))
+
+    def received(self, received: Received) -> None:
+        for status in ("accepted", "duplicate", "refused"):
+            self.events.labels(status).inc(received.count(status))
+        for reason in received.degraded:
+            self.degraded.labels(reason.partition(":")[0]).inc()
+
+    def serves(self, model: str, version: str) -> None:
+        """Another bundle serves from now on."""
+        self.model.clear()
+        self.model.labels(model, version).set(1)
+        self.loaded.set_to_current_time()
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,236 @@
+"""What one server holds: a bundle that answers, users' states, the log of events. Opened once, closed once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from engine.bundle import Bundle
+from engine.components import EventLog, Scorer, StateStore
+from engine.config import ComponentConfig, ServingConfig
+from engine.errors import BundleError, PlexrankError, RequestError
+from engine.events import EventLimits, check_id
+from engine.explanations import Explanations
+from engine.intake import Intake, Received
+from engine.pipeline import Answer, Pipeline, Query
+from engine.plugins import Plugins, installed
+from engine.served import Served, component
+
+log = logging.getLogger("plexrank.serving")
+
+_SEEDED = "users-seeded"
+_CHUNK = 5000
+
+
+@dataclass(frozen=True)
+class Erased:
+    """What was removed of a user."""
+
+    state: bool
+    events: int
+
+
+class Service:
+    """The work behind the routes, without HTTP. Safe from many threads; every method blocks."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: ServingConfig | None,
+        state_dir: Path,
+        plugins: Plugins,
+        served: Served,
+        scorer: Scorer,
+        store: StateStore,
+        events: EventLog,
+    ) -> None:
+        self.path, self.state_dir, self.plugins = path, state_dir, plugins
+        self.scorer, self.store, self.log = scorer, store, events
+        self.config = config or served.bundle.config.serving
+        self._override = config
+        self._loading = threading.Lock()
+        self.since = time.time()
+        limits = self.config.limits
+        self.pipeline = Pipeline(
+            served,
+            scorer,
+            store,
+            plugins,
+            threads=limits.threads,
+            items=limits.items,
+            filter_seen=self.config.filter_seen,
+        )
+        self.explanations = Explanations(scorer)
+        self.intake = Intake(
+            events,
+            store,
+            plugins,
+            positive=self.config.positive_interactions,
+            limits=EventLimits(limits.id_bytes, limits.depth),
+        )
+
+    @classmethod
+    def open(cls, bundle: Path, config: ServingConfig | None, state_dir: Path, plugins: Plugins | None = None) -> Self:
+        """Loads the bundle, opens store and log, puts the bundle's users in at the first start, replays the log's tail.
+
+        config: by default the one in the bundle. Raises BundleError, PluginError, EventError.
+        """
+        plugins = plugins or installed()
+        bundle = bundle.resolve()
+        served = Served.open(bundle, config, plugins)
+        config_ = config or served.bundle.config.serving
+        plugins.enable(served.bundle.config.plugins)
+        scorer: Scorer = component(plugins, "scorers", config_.scorer)
+        scorer.load(bundle)
+        state_dir.mkdir(parents=True, exist_ok=True)
+        store: StateStore = component(
+            plugins,
+            "state_stores",
+            _placed(plugins, "state_stores", config_.state_store, state_dir),
+            config_.history_cap,
+        )
+        events: EventLog = component(
+            plugins, "event_logs", _placed(plugins, "event_logs", config_.event_log, state_dir)
+        )
+        service = cls(bundle, config, state_dir, plugins, served, scorer, store, events)
+        service._seed()
+        try:
+            service.intake.recover()
+        except PlexrankError as error:
+            log.warning("the end of the event log could not be replayed: %s", error)
+        return service
+
+    # ---------------------------------------------------------------------------------------------- answers
+    def rank(self, query: Query, items: Sequence[str], item_features: Any) -> Answer:
+        return self._answered(self.pipeline.rank(query, items, item_features))
+
+    def recommend(self, query: Query, count: int, exclude: Sequence[str]) -> Answer:
+        return self._answered(self.pipeline.recommend(query, count, exclude))
+
+    def _answered(self, answer: Answer) -> Answer:
+        self.explanations.keep(answer)
+        if self.plugins.listens("on_response"):
+            self.plugins.notify(
+                "on_response",
+                response={
+                    "request_id": answer.request_id,
+                    "user": answer.user,
+                    "model": {"name": answer.model, "version": answer.version},
+                    "items": list(answer.items),
+                    "scores": answer.scores.tolist(),
+                    "degraded": list(answer.degraded),
+                },
+            )
+        return answer
+
+    def receive(self, documents: Sequence[bytes | msgspec.Raw]) -> Received:
+        return self.intake.receive(documents)
+
+    def erase(self, user: str) -> Erased:
+        """Removes a user's state, events and kept answers. A part that fails raises after the others were removed."""
+        self.explanations.forget(user)
+        try:
+            events = self.log.erase(user)
+        finally:
+            state = self.store.delete(user)
+        return Erased(state, events)
+
+    # -------------------------------------------------------------------------------------------- bundles
+    @property
+    def models_root(self) -> Path:
+        """The folder whose bundles may be loaded by name."""
+        return self.path.parent
+
+    def names(self) -> list[str]:
+        """Bundles beside the one that serves."""
+        return sorted(manifest.parent.name for manifest in self.models_root.glob("*/manifest.json"))
+
+    def load(self, name: str | None = None) -> Bundle:
+        """Another bundle of the same folder, or the same one again. Refused, the one before goes on; BundleError."""
+        target = self.path
+        if name is not None:
+            target = (self.models_root / name).resolve()
+            if target.parent != self.models_root or not (target / "manifest.json").is_file():
+                raise RequestError(f"there is no bundle '{name}' beside {self.path.name}", status=404, pointer="/name")
+        if not self._loading.acquire(blocking=False):
+            raise RequestError("another bundle is being loaded", status=409)
+        try:
+            served = Served.open(target, self._override, self.plugins)
+            try:
+                self.scorer.load(target)
+            except PlexrankError:
+                raise
+            except Exception as error:
+                raise BundleError(f"{target.name}: {type(error).__name__}: {error}") from error
+            self.pipeline.swap(served)
+            self.path, self.since = target, time.time()
+        finally:
+            self._loading.release()
+        log.info("serves %s %s", served.bundle.name, served.bundle.version)
+        return served.bundle
+
+    def used(self) -> set[tuple[str, str]]:
+        """(kind, name) of the plugins that this server works with."""
+        bundle = self.pipeline.served.bundle
+        uses = {(entry.kind, entry.name) for entry in bundle.manifest.plugins}
+        serving = [
+            *(("candidate_sources", use.name) for use in self.config.sources),
+            *(("rerankers", use.name) for use in self.config.rerankers),
+            ("scorers", self.config.scorer.name),
+            ("state_stores", self.config.state_store.name),
+            ("event_logs", self.config.event_log.name),
+            *(("moments", name) for name in bundle.config.plugins),
+        ]
+        return uses | set(serving)
+
+    # ------------------------------------------------------------------------------------------------ users
+    def check_user(self, user: str) -> str:
+        """RequestError for a text that cannot be a user's id."""
+        try:
+            return check_id(user, self.intake.limits, "the user's id") if user else _no_user()
+        except PlexrankError as error:
+            raise RequestError(str(error)) from None
+
+    def _seed(self) -> None:
+        """At the first start the bundle's users enter an empty store; never again, so that the erased stay erased."""
+        marker = self.state_dir / _SEEDED
+        if marker.exists():
+            return
+        try:
+            if not self.store.users(limit=1):
+                users = self.pipeline.served.bundle.users()
+                while chunk := list(islice(users, _CHUNK)):
+                    self.store.put(chunk)
+        except BundleError:
+            raise
+        except Exception as error:
+            log.warning("the bundle's users are not in the state store yet: %s: %s", type(error).__name__, error)
+            return
+        marker.touch()
+
+    def close(self) -> None:
+        """Ends the workers, then store and log."""
+        self.pipeline.close()
+        self.store.close()
+        self.log.close()
+
+
+def _no_user() -> str:
+    raise RequestError("the user's id is empty")
+
+
+def _placed(plugins: Plugins, kind: str, use: ComponentConfig, folder: Path) -> ComponentConfig:
+    """An option `path` made relative to the state directory."""
+    field = plugins.get(kind, use.name).Options.model_fields.get("path")
+    if field is None:
+        return use
+    path = folder / str(use.options.get("path", field.default))
+    return ComponentConfig(name=use.name, options={**use.options, "path": str(path)})

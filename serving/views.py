@@ -1,0 +1,144 @@
+"""What the routes that people read answer with."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from engine.intake import Receipt
+from serving.codec import ModelOut
+
+
+class EventsOut(Struct, omit_defaults=True):
+    """One receipt an event, in their order. degraded: what failed after the events were durable."""
+
+    events: list[Receipt]
+    degraded: list[str] = []
+
+
+class WeightOut(Struct):
+    """A history item and its weight in the interest model."""
+
+    item: str
+    title: str
+    weight: float
+
+
+class ReasonOut(Struct):
+    """Why an item stands where it stands. history: largest weights first."""
+
+    item: str
+    title: str
+    score: float
+    position: int
+    history: list[WeightOut]
+    sources: list[str]
+    rules: list[str]
+
+
+class ExplainOut(Struct):
+    """explained_by: version of the bundle that gave the weights, where it is not the one that gave the scores."""
+
+    request_id: str
+    user: str
+    model: ModelOut
+    explained_by: str
+    degraded: list[str]
+    items: list[ReasonOut]
+
+
+class UsersOut(Struct):
+    users: list[str]
+
+
+class VisitOut(Struct):
+    """An item of the history and when it entered (seconds since 1970)."""
+
+    item: str
+    title: str
+    time: int
+
+
+class UserOut(Struct):
+    """What is kept of a user. history: newest first; seen: number of items that are left out of recommendations."""
+
+    user: str
+    features: dict[str, Any]
+    history: list[VisitOut]
+    seen: int
+
+
+class ErasedOut(Struct):
+    """What was removed of a user."""
+
+    user: str
+    state: bool
+    events: int
+
+
+class CatalogueItemOut(Struct):
+    """An item of the catalogue with its columns."""
+
+    id: str
+    title: str
+    attributes: dict[str, Any]
+
+
+class PluginOut(Struct):
+    """An installed plugin. used: this server works with it."""
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    module: str
+    summary: str
+    used: bool
+
+
+class PluginsOut(Struct):
+    plugins: list[PluginOut]
+
+
+class ModelsOut(Struct):
+    """What serves, since when (seconds since 1970), and the bundles that can be loaded by name."""
+
+    model: ModelOut
+    name: str
+    since: float
+    available: list[str]
+
+
+class LoadedOut(Struct):
+    """The bundle that serves now, and the version before it."""
+
+    model: ModelOut
+    previous: str
+
+
+class AliveOut(Struct):
+    status: Literal["live"]
+
+
+class ReadyOut(Struct):
+    """A real scoring was done; took_ms: its time."""
+
+    status: Literal["ready"]
+    model: ModelOut
+    took_ms: float
+
+
+ALL: list[type[Any]] = [
+    EventsOut,
+    ExplainOut,
+    UsersOut,
+    UserOut,
+    ErasedOut,
+    CatalogueItemOut,
+    PluginsOut,
+    ModelsOut,
+    LoadedOut,
+    AliveOut,
+    ReadyOut,
+]
