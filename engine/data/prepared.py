@@ -126,7 +126,7 @@ class Prepared:
 
     def outcomes(self, split: str) -> Iterator[tuple[np.ndarray, np.ndarray | None, np.ndarray | None]]:
         """Labels of the first task float32 [n], user_key and item_key int64 [n] (None without users or items) of a
-        split, oldest first, a million rows together; no feature is read."""
+        split, oldest first, in chunks; no feature is read."""
         rows = self._rows(split, positives_only=False)
         for part in chunks(len(rows)):
             some = rows[part]
