@@ -274,10 +274,9 @@ def _split(ids: KeyedJaggedTensor) -> dict[str, Tensor]:
 
 
 def _jagged(ids: KeyedJaggedTensor, vectors: Mapping[str, Tensor]) -> dict[str, JaggedTensor]:
-    return {
-        key: JaggedTensor(values=vectors[key], lengths=part.lengths(), offsets=part.offsets())
-        for key, part in ids.to_dict().items()
-    }
+    """Vectors with the lengths of their ids; unlike `KeyedJaggedTensor.to_dict`, also for a batch without rows."""
+    lengths = ids.lengths().split(ids.stride_per_key())
+    return {key: JaggedTensor(values=vectors[key], lengths=its) for key, its in zip(ids.keys(), lengths, strict=True)}
 
 
 def _touched(readers_of: Mapping[str, list[str]], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
