@@ -1,97 +1,127 @@
-"""The server behind the page: the page's calls go the way of the routes, without the network."""
+"""What the Playground asks of a server: the same service, limits and answers as the routes under `/v1`, in process."""
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import pyarrow as pa
 
 from engine.components import UserState
 from engine.deadline import Deadline
 from engine.errors import EventError, RequestError
 from engine.pipeline import Query
-from serving.codec import encode, encode_answer
+from serving.codec import encode_answer, one_id
+from serving.ranking_view import Card, Reason, Receipt
 from serving.server import Server
-from serving.view import Card, Reason, Receipt
 
-_DETAIL_COLUMNS = 3
-_PAGE_SECONDS = 1.0
-"""Somebody looks at the page: there is time for a whole answer."""
+SOURCE = "playground"
+_NATURAL = 1000  # names read to put numbers in order of their value
+_DETAILS = 3  # values shown of a feature with several
+_PAGE_SECONDS = 1.0  # somebody looks at the page: there is time for a whole answer
 
 
 class ServerConsole:
-    """Fulfils `serving.playground.Console`."""
+    """Fulfils `serving.playground.Console` over a running server."""
 
     def __init__(self, server: Server) -> None:
-        self._server, self._service = server, server.service
+        self.server = server
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Off the event loop, through the gate of the rankings: a full house refuses the page too."""
+        return await self.server.rankings.run(function, *arguments)
 
     def about(self) -> Mapping[str, str]:
-        """Part -> plugin, and the model's name and version."""
-        bundle = self._service.pipeline.served.bundle
-        config, serving = bundle.config, self._service.config
-        parts = {
-            "model": f"{bundle.name} {bundle.version}",
-            "embedding": config.embedding.name,
-            "interest": config.interest.name if config.interest else "none",
-            "ranker": config.ranker.name,
-            "sources": ", ".join(use.name for use in serving.sources),
-            "rerankers": ", ".join(use.name for use in serving.rerankers),
-        }
-        return {part: name for part, name in parts.items() if name}
+        config = self.server.service.pipeline.served.bundle.config
+        parts = {"embedding": config.embedding.name, "ranker": config.ranker.name}
+        if config.interest is not None:
+            parts = {"interest": config.interest.name, **parts}
+        if config.retrieval is not None:
+            parts["encoder"] = config.retrieval.encoder.name
+        return parts
 
     def users(self, prefix: str, limit: int) -> Sequence[UserState]:
-        store = self._service.store
-        return [store.get(user) for user in store.users(limit, prefix)]
+        """The first of the users whose id begins so, 2 before 10."""
+        store = self.server.service.store
+        names = sorted(store.users(_NATURAL, prefix), key=lambda name: (len(name) if name.isdigit() else 0, name))
+        return [store.get(name) for name in names[:limit]]
 
     def user(self, user: str) -> UserState:
-        return self._service.store.get(user)
+        return self.server.service.store.get(user)
 
     def cards(self, ids: Sequence[str]) -> Mapping[str, Card]:
-        """Title and the first attributes of the items that the catalogue knows."""
-        catalogue = self._service.pipeline.served.catalogue
-        names = [n for n in catalogue.table.column_names if n not in (catalogue.key, catalogue.title_column)]
-        cards = {}
-        for item, row in zip(ids, catalogue.rows(ids).tolist(), strict=True):
-            if row >= 0:
-                values = [catalogue.table.column(name)[row].as_py() for name in names[:_DETAIL_COLUMNS]]
-                cards[item] = Card(item, catalogue.title(row), " · ".join(_words(v) for v in values if v is not None))
-        return cards
+        """Titles and attributes of the items that the catalogue knows."""
+        catalogue = self.server.service.pipeline.served.catalogue
+        rows = catalogue.rows(ids)
+        known = [(item, int(row)) for item, row in zip(ids, rows, strict=True) if row >= 0]
+        details = self._details([row for _, row in known])
+        return {
+            item: Card(item, catalogue.title(row), detail) for (item, row), detail in zip(known, details, strict=True)
+        }
 
-    async def recommend(self, user: str, count: int) -> Mapping[str, Any]:
-        query = Query(uuid.uuid4().hex, Deadline(_PAGE_SECONDS), self._service.check_user(user))
-        answer = await self._server.rankings.run(self._service.recommend, query, count, ())
-        self._server.metrics.ranked(answer)
-        found: dict[str, Any] = msgspec.json.decode(encode_answer(answer))
-        return found
+    def _details(self, rows: list[int]) -> list[str]:
+        """The item's own features in words: those of several values, else the first categorical one."""
+        served = self.server.service.pipeline.served
+        features = [f for f in served.schema.of_item() if f.column != served.schema.item and not f.is_dense]
+        shown = [f for f in features if f.kind == "multi"][:1] or [f for f in features if f.kind == "categorical"][:1]
+        lines = [""] * len(rows)
+        for feature in shown:
+            if feature.column not in served.catalogue.table.column_names:
+                continue
+            for n, value in enumerate(
+                served.catalogue.column(feature.column).take(pa.array(rows, pa.int64())).to_pylist()
+            ):
+                values = (
+                    value if isinstance(value, list) else [] if value is None else str(value).split(feature.separator)
+                )
+                lines[n] = " · ".join(str(v) for v in values[:_DETAILS])
+        return lines
 
-    async def explain(self, request_id: str) -> Mapping[str, Reason]:
-        explanation = await self._server.rankings.run(self._service.explanations.explain, request_id, 200)
-        return {r.item: Reason(r.history, r.sources, r.rules) for r in explanation.reasons}
+    def recommend(self, user: str, count: int) -> Mapping[str, Any]:
+        """The answer of `POST /v1/recommend` with this user and count."""
+        service = self.server.service
+        query = Query(
+            request_id=uuid.uuid4().hex,
+            deadline=Deadline(_PAGE_SECONDS),
+            user=one_id(user, self.server.limits, "/user"),
+        )
+        ranked = service.recommend(query, count, [])
+        self.server.metrics.ranked(ranked)
+        answer: dict[str, Any] = msgspec.json.decode(encode_answer(ranked))
+        return answer
 
-    async def click(self, user: str, item: str, request_id: str) -> Receipt:
-        data = {"type": "click", "user": self._service.check_user(user), "item": item}
+    def explain(self, request_id: str, count: int) -> Mapping[str, Reason]:
+        found = self.server.service.explanations.explain(request_id, count)
+        return {reason.item: Reason(reason.history, reason.sources, reason.rules) for reason in found.reasons}
+
+    def click(self, user: str, item: str, request_id: str) -> Receipt:
+        """One event through the same door as `POST /v1/events`. RequestError if it is refused."""
+        service = self.server.service
+        user = service.check_user(user)
+        kind = next(iter(service.config.positive_interactions), "click")
+        data = {"type": kind, "user": user, "item": item}
         if request_id:
             data["ranking"] = request_id
         name = uuid.uuid4().hex
-        event = {"id": name, "source": "playground", "specversion": "1.0", "type": "interaction", "data": data}
-        before = len(self._service.store.get(user).history)
-        received = await self._server.events.run(self._service.receive, [encode(event)])
-        self._server.metrics.received(received)
+        event = {"id": name, "source": SOURCE, "specversion": "1.0", "type": "interaction", "data": data}
+        before = len(service.store.get(user).history)
+        received = service.receive([msgspec.json.encode(event)])
+        self.server.metrics.received(received)
         receipt = received.receipts[0]
         if receipt.status == "refused":
-            raise RequestError(receipt.error or "refused")
+            raise RequestError(receipt.error or "the event was refused")
         if received.degraded:
-            raise EventError(f"the event is in the log, but the history did not change: {', '.join(received.degraded)}")
-        after = len(self._service.store.get(user).history)
-        card = self.cards([item]).get(item) or Card(item, item)
-        return Receipt(name, "click", user, card, int(time.time()), before, after)
-
-
-def _words(value: Any) -> str:
-    """An attribute as people read it."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", ", ")
+            raise EventError(f"the event is in the log, but not yet in the history ({', '.join(received.degraded)})")
+        state = service.store.get(user)
+        return Receipt(
+            id=name,
+            type=kind,
+            user=user,
+            item=self.cards([item]).get(item) or Card(item, item),
+            time=state.times[0] if state.times else 0,
+            place=f"{receipt.partition}:{receipt.offset}",
+            history_before=before,
+            history_after=len(state.history),
+        )

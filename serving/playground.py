@@ -11,10 +11,12 @@ import logging
 import mimetypes
 import shlex
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from urllib.parse import parse_qs, quote, urlsplit
 
 import orjson
@@ -24,7 +26,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from engine.components import UserState
 from engine.errors import PlexrankError, RequestError
-from serving import view
+from serving import ranking_view as view
 
 log = logging.getLogger("plexrank.playground")
 
@@ -44,7 +46,10 @@ FORM_BYTES = 64 * 1024
 
 
 class Console(Protocol):
-    """What the page asks of the server behind it."""
+    """What the page asks of the server behind it. All but `run` block, and are called through `run`."""
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's answer, off the event loop."""
 
     def about(self) -> Mapping[str, str]:
         """What serves: part -> plugin, for people (interest -> din)."""
@@ -55,13 +60,13 @@ class Console(Protocol):
 
     def cards(self, ids: Sequence[str]) -> Mapping[str, view.Card]: ...
 
-    async def recommend(self, user: str, count: int) -> Mapping[str, Any]:
+    def recommend(self, user: str, count: int) -> Mapping[str, Any]:
         """The answer of `/v1/recommend`, its stages in milliseconds."""
 
-    async def explain(self, request_id: str) -> Mapping[str, view.Reason]:
-        """Item id -> why it is in that answer."""
+    def explain(self, request_id: str, count: int) -> Mapping[str, view.Reason]:
+        """Item id -> why it is in that answer, of the first `count`."""
 
-    async def click(self, user: str, item: str, request_id: str) -> view.Receipt:
+    def click(self, user: str, item: str, request_id: str) -> view.Receipt:
         """Sends an interaction; it is durable, and the history changed, when this returns."""
 
 
@@ -131,6 +136,18 @@ def curl(base: str, path: str, body: Mapping[str, Any], token_env: str | None = 
     return f"curl -s {base}{path} -H 'content-type: application/json' {token}-d {data}"
 
 
+@dataclass(frozen=True)
+class Ask:
+    """What a page's answer depends on besides the user: base, the server's address; part: htmx wants the main part."""
+
+    base: str
+    part: bool
+
+    @classmethod
+    def of(cls, request: Request) -> Self:
+        return cls(str(request.base_url).rstrip("/"), request.headers.get("hx-request") == "true")
+
+
 class Playground:
     """The page over one console. Keeps the newest receipts in memory for the event feed, nothing else."""
 
@@ -145,31 +162,57 @@ class Playground:
         html = self.templates.get_template(name).render(**context)
         return HTMLResponse(html, status_code=status, headers=HEADERS)
 
-    async def stage(self, request: Request, user: str, before: str = "") -> dict[str, Any]:
-        """What `stage.html` shows: the ranking, the history with its influence, the feed. Raises Refusal."""
-        if not user:
-            return {"user": "", "ranking": None}
+    def show(self, ask: Ask, user: str, before: str = "", receipt: view.Receipt | None = None) -> Response:
+        """The ranking for a user, "" for none. before: the list that the browser shows; receipt: what it just sent."""
         try:
-            answer = await self.console.recommend(user, COUNT)
+            stage = self._stage(ask, user, before) if user else {"user": "", "ranking": None}
+            return self._page(ask, {**stage, "receipt": receipt})
+        except Refusal as refusal:
+            return self.refuse(ask, user, refusal, receipt)
+
+    def click(self, ask: Ask, fields: Mapping[str, str]) -> Response:
+        """Takes a click, then shows the ranking after it."""
+        user, item = fields.get("user", ""), fields.get("item", "")
+        try:
+            if not user or not item:
+                raise Refusal(422, "Incomplete", "A click needs a user and an item.")
+            with _refusing("Event refused", "Event not taken"):
+                receipt = self.console.click(user, item, fields.get("request_id", ""))
+        except Refusal as refusal:
+            return self.refuse(ask, user, refusal)
+        self.receipts.appendleft(receipt)
+        if not ask.part:
+            return RedirectResponse(f"/?user={quote(user, safe='')}", status_code=303, headers=HEADERS)
+        return self.show(ask, user, fields.get("shown", ""), receipt)
+
+    def refuse(self, ask: Ask, user: str, refusal: Refusal, receipt: view.Receipt | None = None) -> Response:
+        stage = {"user": user, "ranking": None, "problem": refusal, "receipt": receipt}
+        return self._page(ask, stage, refusal.status)
+
+    def people(self, prefix: str) -> Response:
+        """The users whose id begins so; the page's script marks the one that is shown."""
+        return self.render("users.html", users=self.console.users(prefix, USERS), query=prefix, user="")
+
+    def first(self) -> str:
+        found = self.console.users("", 1)
+        return found[0].user if found else ""
+
+    def _stage(self, ask: Ask, user: str, before: str) -> dict[str, Any]:
+        """What `stage.html` shows: the ranking, the history with its influence, the feed. Raises Refusal."""
+        with _refusing("No ranking", "No ranking"):
+            answer = self.console.recommend(user, COUNT)
             try:
-                reasons = await self.console.explain(answer["request_id"])
+                reasons = self.console.explain(answer["request_id"], COUNT)
             except PlexrankError as error:
                 log.warning("no explanation: %s", error)
                 reasons, answer = {}, {**answer, "degraded": [*answer["degraded"], "explain"]}
-        except RequestError as error:
-            raise Refusal(error.status, "No ranking", str(error)) from error
-        except PlexrankError as error:
-            log.exception("the page got no ranking")
-            raise Refusal(503, "No ranking", str(error)) from error
-        state = self.console.user(user)
-        ids = {item["id"] for item in answer["items"]} | set(state.history)
+            state = self.console.user(user)
+        ids = {item["id"] for item in answer["items"]} | set(state.history[:HISTORY])
         ids |= {item for reason in reasons.values() for item, _ in reason.history}
         cards = self.console.cards(sorted(ids))
-        ranking = view.ranking(user, answer, reasons, cards, view.parse_shown(before))
-        base = str(request.base_url).rstrip("/")
         return {
             "user": user,
-            "ranking": ranking,
+            "ranking": view.ranking(user, answer, reasons, cards, view.parse_shown(before)),
             "compared": bool(before),
             "state": state,
             "history": [
@@ -177,20 +220,28 @@ class Playground:
                 for item, time in zip(state.history[:HISTORY], [*state.times, *[0] * HISTORY], strict=False)
             ],
             "feed": [r for r in self.receipts if r.user == user][:12],
-            "curl": curl(base, "/v1/recommend", {"user": user, "count": COUNT}, self.token_env),
+            "curl": curl(ask.base, "/v1/recommend", {"user": user, "count": COUNT}, self.token_env),
         }
 
-    async def page(self, request: Request, stage: dict[str, Any], status: int = 200) -> Response:
+    def _page(self, ask: Ask, stage: dict[str, Any], status: int = 200) -> Response:
         """The whole page, or its main part alone where htmx asks for it."""
-        context = {"problem": None, "receipt": None, **stage}
-        if request.headers.get("hx-request") == "true":
+        context = {"problem": None, **stage}
+        if ask.part:
             return self.render("stage.html", status, **context)
         offered = self.console.users("", USERS)
         return self.render("page.html", status, users=offered, query="", about=self.console.about(), **context)
 
-    async def refuse(self, request: Request, user: str, refusal: Refusal) -> Response:
-        stage = {"user": user, "ranking": None, "problem": refusal}
-        return await self.page(request, stage, refusal.status)
+
+@contextmanager
+def _refusing(refused: str, failed: str) -> Iterator[None]:
+    """Errors of the engine as refusals: the request's own fault with its status, else 503."""
+    try:
+        yield
+    except RequestError as error:
+        raise Refusal(error.status, refused, str(error)) from error
+    except PlexrankError as error:
+        log.exception("the page got no answer")
+        raise Refusal(503, failed, str(error)) from error
 
 
 def router(console: Console, token_env: str | None = None) -> APIRouter:
@@ -198,48 +249,35 @@ def router(console: Console, token_env: str | None = None) -> APIRouter:
     play = Playground(console, token_env)
     routes = APIRouter(include_in_schema=False)
 
+    async def run(function: Callable[..., Response], *arguments: Any) -> Response:
+        try:
+            answer: Response = await console.run(function, *arguments)
+        except RequestError as error:  # too many are being answered
+            refusal = Refusal(error.status, "Busy", str(error))
+            return play.render("stage.html", error.status, user="", ranking=None, receipt=None, problem=refusal)
+        return answer
+
     @routes.get("/")
     async def index(request: Request, user: str | None = None) -> Response:
         """`?user=` chooses; without it the first user of the state store is shown."""
-        if user is None:
-            first = console.users("", 1)
-            user = first[0].user if first else ""
-        try:
-            return await play.page(request, await play.stage(request, user))
-        except Refusal as refusal:
-            return await play.refuse(request, user, refusal)
+        ask = Ask.of(request)
+        return await run(lambda: play.show(ask, play.first() if user is None else user.strip()))
 
     @routes.get("/playground/users")
     async def users(user: str = "") -> Response:
-        """The users whose id begins with what is typed; the script marks the one shown."""
-        prefix = user.strip()
-        return play.render("users.html", users=console.users(prefix, USERS), query=prefix, user="")
+        return await run(play.people, user.strip())
 
     @routes.post("/playground/events")
     async def events(request: Request) -> Response:
         """A click: `user`, `item`, the request it answers and the list it saw (`shown`)."""
-        user = ""
+        ask = Ask.of(request)
         try:
             if not same_origin(request):
                 raise Refusal(403, "Refused", "This request did not come from the page itself.")
             fields = await form(request)
-            user, item = fields.get("user", ""), fields.get("item", "")
-            if not user or not item:
-                raise Refusal(422, "Incomplete", "A click needs a user and an item.")
-            try:
-                receipt = await console.click(user, item, fields.get("request_id", ""))
-            except RequestError as error:
-                raise Refusal(error.status, "Event refused", str(error)) from error
-            except PlexrankError as error:
-                log.exception("the page's event was not taken")
-                raise Refusal(503, "Event not taken", str(error)) from error
-            play.receipts.appendleft(receipt)
-            if request.headers.get("hx-request") != "true":
-                return RedirectResponse(f"/?user={quote(user, safe='')}", status_code=303, headers=HEADERS)
-            stage = await play.stage(request, user, fields.get("shown", ""))
-            return await play.page(request, {**stage, "receipt": receipt})
         except Refusal as refusal:
-            return await play.refuse(request, user, refusal)
+            return await run(play.refuse, ask, "", refusal)
+        return await run(play.click, ask, fields)
 
     @routes.get("/static/{name}")
     async def static(name: str) -> Response:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
 
 from engine.components import UserState
 from engine.errors import BundleError, PlexrankError
-from serving.view import Card, Reason, Receipt
+from serving.ranking_view import Card, Reason, Receipt
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"
 FILMS = [
@@ -68,6 +69,9 @@ class FilmConsole:
         self.delay = 0.0
         self.answers: dict[str, Mapping[str, Reason]] = {}
 
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await run_in_threadpool(function, *arguments)
+
     def about(self) -> Mapping[str, str]:
         return {"interest": "din", "embedding": "full", "ranker": "mlp"}
 
@@ -84,9 +88,9 @@ class FilmConsole:
         x, y = (set(self.films[i][1].split(" · ")) for i in (a, b))
         return len(x & y) / len(x | y)
 
-    async def recommend(self, user: str, count: int) -> Mapping[str, Any]:
+    def recommend(self, user: str, count: int) -> Mapping[str, Any]:
         if self.delay:
-            await asyncio.sleep(self.delay)
+            time.sleep(self.delay)
         if self.fails:
             raise self.fails
         return self.answer(user, count)
@@ -118,17 +122,17 @@ class FilmConsole:
             "stages": {"retrieve": 1.42, "merge": 0.12, "filter": 0.3, "rank": 4.61, "rerank": 0.39},
         }
 
-    async def explain(self, request_id: str) -> Mapping[str, Reason]:
+    def explain(self, request_id: str, count: int) -> Mapping[str, Reason]:
         return self.answers[request_id]
 
-    async def click(self, user: str, item: str, request_id: str) -> Receipt:
+    def click(self, user: str, item: str, request_id: str) -> Receipt:
         if item not in self.films:
             raise BundleError(f"no item '{item}'")
         state = self.states.setdefault(user, UserState(user))
         before, now = len(state.history), int(time.time())
         state.history.insert(0, item)
         state.times.insert(0, now)
-        return Receipt(f"e-{time.time_ns()}", "click", user, self.cards([item])[item], now, before, before + 1)
+        return Receipt(f"e-{time.time_ns()}", "click", user, self.cards([item])[item], now, "0:7", before, before + 1)
 
 
 def shown(console: FilmConsole, user: str) -> list[str]:

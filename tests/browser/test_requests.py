@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from film_world import FilmConsole
 
 from engine.errors import RequestError
-from serving import view
+from serving import ranking_view as view
 from serving.playground import curl, router
 
 ORIGIN = "http://testserver"

@@ -45,13 +45,14 @@ class Reason:
 
 @dataclass(frozen=True)
 class Receipt:
-    """An event that is durable in the log, and what the user's history was before and after it."""
+    """An event that is durable in the log at `place` (partition:offset), and the history's length around it."""
 
     id: str
     type: str
     user: str
     item: Card
     time: int
+    place: str
     history_before: int
     history_after: int
 
