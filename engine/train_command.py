@@ -142,8 +142,8 @@ def calibrate(config: Config, validation: Predictions | None) -> dict[str, Calib
 
 
 def write(run: Run, path: Path, plugins: Plugins) -> Bundle:
-    """Writes the bundle and proves that it scores as the model in memory does; BundleError if it does not."""
-    bundle = write_bundle(
+    """Writes the bundle, having proved that it scores as the model in memory does."""
+    return write_bundle(
         path,
         config=run.config,
         model=run.model,
@@ -152,21 +152,24 @@ def write(run: Run, path: Path, plugins: Plugins) -> Bundle:
         metrics=run.figures,
         retrieval=run.retrieval,
         replace=True,
+        prove=lambda bundle: _prove(run, bundle.model(plugins)),
         plugins=plugins,
     )
-    again = bundle.model(plugins)
-    with torch.inference_mode():
-        for batch in islice(run.prepared.batches(_judged(run.prepared), CHECKED_ROWS), 1):
-            expected, found = run.model(batch), again(batch)
-            for task, logits in expected.items():
-                gap = float((logits - found[task]).abs().max())
-                if not gap <= TOLERANCE:
-                    raise BundleError(
-                        f"{path}: scores of task '{task}' differ by {gap:.3g} from the trained model's: "
-                        f"embedding '{run.config.embedding.name}' or ranker '{run.config.ranker.name}' keeps state "
-                        "outside its state_dict"
-                    )
-    return bundle
+
+
+@torch.inference_mode()
+def _prove(run: Run, again: RankingModel) -> None:
+    """The model read back scores as the one in memory, to 1e-6; BundleError if it does not."""
+    for batch in islice(run.prepared.batches(_judged(run.prepared), CHECKED_ROWS), 1):
+        expected, found = run.model(batch), again(batch)
+        for task, logits in expected.items():
+            gap = float((logits - found[task]).abs().max())
+            if not gap <= TOLERANCE:
+                raise BundleError(
+                    f"scores of task '{task}' read back differ by {gap:.3g} from the trained model's: embedding "
+                    f"'{run.config.embedding.name}', ranker '{run.config.ranker.name}' or the interest model keeps "
+                    "state outside its state_dict"
+                )
 
 
 def _judged(prepared: Prepared) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -56,6 +56,7 @@ def write_bundle(
     parent: str | None = None,
     with_users: bool = True,
     replace: bool = False,
+    prove: Callable[[Bundle], None] | None = None,
     plugins: Plugins | None = None,
 ) -> Bundle:
     """Writes a frozen model with everything that scoring needs; verified, then put in place by one rename.
@@ -64,6 +65,7 @@ def write_bundle(
     with_users: also what is known of each user, so that a server can start with their histories.
     replace: a bundle that is at `path` makes way (moved aside, the new one renamed in, then deleted; whoever has the
         old one mapped goes on reading it). Without it, and for anything that is no bundle, an existing path is refused.
+    prove: called with the verified bundle before it is put in place; what it raises leaves the path as it was.
     Raises BundleError: path taken, numbers not finite, disk full. Nothing is left at `path` then; a kill leaves at most
     a hidden folder `.NAME.tmp-*` beside it, which may be deleted.
     """
@@ -77,7 +79,9 @@ def write_bundle(
         _write_parts(temporary, config, model, prepared, calibration, retrieval, with_users)
         _write_manifest(temporary, config, metrics, parent, plugins)
         _sync_tree(temporary)
-        Bundle.open(temporary)
+        verified = Bundle.open(temporary)
+        if prove is not None:
+            prove(verified)
         _put(temporary, path)
     except OSError as error:
         raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from error

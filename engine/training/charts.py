@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 360, 240
-LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 44
 SERIES = ("a", "b", "c", "d", "e", "f")
 
 
@@ -92,7 +92,8 @@ def bar_chart(
         if error:
             up, down = _at(value + error, ys, 1), _at(value - error, ys, 1)
             parts.append(f'<path class="whisker" d="M{middle:.1f} {up:.1f}V{down:.1f}"/>')
-        parts.append(f'<text x="{middle:.1f}" y="{top - 5:.1f}" text-anchor="middle">{_number(value)}</text>')
+        if slot >= 44:  # narrower bars have their number in the tooltip only
+            parts.append(f'<text x="{middle:.1f}" y="{top - 5:.1f}" text-anchor="middle">{_number(value)}</text>')
     if guide is not None:
         y = _at(guide, ys, 1)
         parts.append(f'<path class="guide" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -125,7 +124,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> Section:
     labels = {"loss": "training loss", "train_loss": "training loss", "logloss": "validation log loss"}
     losses = [Series(labels[k], epochs, [e.get(k) for e in history]) for k in names]
     ranks = [Series(f"validation {k.upper()}", epochs, [e.get(k) for e in history]) for k in ("auc", "gauc")]
-    section = Section("Learning", f"{len(history)} epochs; the best on the validation part is kept.")
+    section = Section("Learning", f"Epochs: {len(history)}; the best on the validation part is kept.")
     section.chart("Loss", line_chart(losses, "epoch", "loss", whole_x=True))
     section.chart("Ranking", line_chart(ranks, "epoch", "AUC", whole_x=True))
     return section
@@ -199,8 +198,11 @@ def task_figures(rows: Scored) -> dict[str, float | None]:
 
 
 def _plain_table(title: str, figures: Mapping[str, Any]) -> Section:
-    flat = {k: v for k, v in figures.items() if not isinstance(v, Mapping | list | tuple)}
-    nested = {k: v for k, v in figures.items() if isinstance(v, Mapping) and k not in ("baselines", "tasks")}
-    rows = [(k, show(v)) for k, v in flat.items()]
-    rows += [(k, json.dumps(v, default=str)) for k, v in nested.items()]
+    rows = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            nested = {} if name in ("baselines", "tasks") else value
+            rows += [(f"{name}: {k}", show(v)) for k, v in nested.items() if not isinstance(v, Mapping)]
+        elif not isinstance(value, list | tuple):
+            rows.append((name, show(value)))
     return Section(title, head=("figure", "value"), rows=rows)
