@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -62,7 +63,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 
 
 def quiet_third_parties() -> None:
-    """Warnings that a user can do nothing about; what plexrank itself warns of is logged."""
+    """Silences warnings that a user can do nothing about; what plexrank itself warns of is logged."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("torchrec", "torch", "fbgemm_gpu"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|torchrec|fbgemm")

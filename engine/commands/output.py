@@ -108,15 +108,16 @@ class Progress:
             self._bars.stop()
 
     def __call__(self, stage: str, fraction: float) -> None:
+        name = stage.split(",")[0]  # what follows is detail that changes, such as the epoch and the loss
         if self._quiet:
             return
         if self._bars is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=1.0)
-            self._bars.update(self._tasks[stage], completed=fraction)
-        elif stage not in self._lines:
-            self._lines[stage] = time.monotonic()
-            print(f"{stage} ...", file=sys.stderr, flush=True)
-        elif fraction >= 1.0 and self._lines[stage]:
-            print(f"{stage}: {time.monotonic() - self._lines[stage]:.1f} s", file=sys.stderr, flush=True)
-            self._lines[stage] = 0.0
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(stage, total=1.0)
+            self._bars.update(self._tasks[name], completed=fraction, description=stage)
+        elif name not in self._lines:
+            self._lines[name] = time.monotonic()
+            print(f"{name} ...", file=sys.stderr, flush=True)
+        elif fraction >= 1.0 and self._lines[name]:
+            print(f"{stage}: {time.monotonic() - self._lines[name]:.1f} s", file=sys.stderr, flush=True)
+            self._lines[name] = 0.0
