@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from engine.batch import Batch
+from engine.batch import Batch, keyed_jagged
 from engine.components import EmbeddingMethod, Inputs, InputSpec, InterestModel, Ranker
 from engine.config import Config
 from engine.errors import SchemaError
@@ -48,6 +48,7 @@ class RankingModel(nn.Module):
         self.ranker = ranker
         self._fields = [f for f in schema.embedded if f.kind != "sequence"]
         self._sequences = schema.sequences if interest is not None else []
+        self._keys = [f.name for f in (schema.embedded if self._sequences else self._fields)]
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """-> task -> logits float32 [N]."""
@@ -55,7 +56,7 @@ class RankingModel(nn.Module):
 
     def embed(self, batch: Batch) -> dict[str, JaggedTensor]:
         """feature -> one vector a value. The regularisation of a training step reads these."""
-        return self.embedding(batch.ids)
+        return self.embedding(_select(batch.ids, self._keys))
 
     def score(self, batch: Batch, embedded: Mapping[str, JaggedTensor]) -> dict[str, Tensor]:
         """The rest of `forward`, from the vectors of `embed`."""
@@ -105,6 +106,15 @@ class RankingModel(nn.Module):
         embedding = self.embedding.freeze() if isinstance(self.embedding, EmbeddingMethod) else self.embedding
         frozen = RankingModel(self.schema, embedding, copy.deepcopy(self.interest), copy.deepcopy(self.ranker))
         return frozen.eval().requires_grad_(False)
+
+
+def _select(ids: KeyedJaggedTensor, keys: list[str]) -> KeyedJaggedTensor:
+    """Only these keys of a batch: its other features (histories that no interest model reads) are not embedded."""
+    if ids.keys() == keys:
+        return ids
+    values = dict(zip(ids.keys(), ids.values().split(ids.length_per_key()), strict=True))
+    lengths = dict(zip(ids.keys(), ids.lengths().split(ids.stride_per_key()), strict=True))
+    return keyed_jagged({key: (values[key], lengths[key]) for key in keys})
 
 
 class _Repeat:
@@ -167,7 +177,7 @@ def build_model(
     with unallocated_tables() if meta else nullcontext(), torch.device("meta") if meta else nullcontext():
         embedding = make_embedding(config, features, statistics, plugins)
         widths = {f.name: embedding.widths[f.name] for f in features if f.kind != "sequence"}
-        request = {f.name for f in features if f.from_request}
+        request = {f.name for f in features if f.from_request and f.name in widths}
         interest = None
         if config.interest is not None and sequences:
             method = plugins.get("interests", config.interest.name)

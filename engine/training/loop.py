@@ -129,14 +129,13 @@ class Loop:
             self.model = build_model(config, prepared.statistics, plugins)
         self.sharded = shard(self.model, self.training.sharding, self.training.optimizer, world)
         self.optimizers = Optimizers(self.sharded, self.training.optimizer, self.steps * self.training.epochs)
-        method = plugins.get("losses", self.training.loss.name)
-        self.loss: Loss = method(method.Options(**self.training.loss.options)).to(world.device)
+        loss = plugins.get("losses", self.training.loss.name)
+        self.loss: Loss = loss(loss.Options(**self.training.loss.options)).to(world.device)
         self.l2 = None
         if self.training.mini_batch_aware_l2 > 0:
-            embedded = [
-                f for f in self.model.schema.embedded if f.kind != "sequence" or self.model.interest is not None
-            ]
-            self.l2 = MiniBatchAwareL2(embedded, prepared.statistics, self.training.mini_batch_aware_l2, world)
+            method = self.model.embedding
+            assert isinstance(method, EmbeddingMethod)
+            self.l2 = MiniBatchAwareL2(method.features, prepared.statistics, self.training.mini_batch_aware_l2, world)
         self._shown = 0.0
 
     def _metric(self) -> str | None:

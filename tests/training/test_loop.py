@@ -27,7 +27,9 @@ def test_a_planted_taste_is_learned_and_the_figures_are_those_of_the_predictions
     assert result.test is not None
     labels, logits = result.test.labels["click"], result.test.logits["click"]
     assert result.metrics["auc"] == pytest.approx(roc_auc_score(labels, logits), abs=1e-6)
-    assert result.metrics["logloss"] == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits.astype(float)))), abs=1e-6)
+    assert result.metrics["logloss"] == pytest.approx(
+        log_loss(labels, 1 / (1 + np.exp(-logits.astype(float)))), abs=1e-6
+    )
     assert len(result.test) == 150
     assert result.metrics["epochs"] == 8
     assert result.metrics["rows_per_second"] > 0

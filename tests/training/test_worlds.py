@@ -77,9 +77,7 @@ def test_a_run_begun_at_two_processes_ends_at_one(two: Path, alone: TrainResult)
 
 
 @pytest.mark.slow
-def test_unequal_shares_and_regularisation_do_not_depend_on_the_number_of_processes(
-    two: Path, tmp_path: Path
-) -> None:
+def test_unequal_shares_and_regularisation_do_not_depend_on_the_number_of_processes(two: Path, tmp_path: Path) -> None:
     """65 rows: the second batch has one row, so one of two processes has none; its ids count over both."""
     config = small_config(training={"epochs": 1, "mini_batch_aware_l2": 0.1, "optimizer": {"clip_norm": 0.5}})
     rows = {"train": 65, "validation": 3, "test": 20}
