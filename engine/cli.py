@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -43,7 +46,7 @@ def main() -> None:
 
 
 def build(arguments: Sequence[str]) -> typer.Typer:
-    """The application for these arguments: other packages' commands are imported only where they may be meant."""
+    """The application for these arguments: another package's command is imported only where it is meant."""
     app = typer.Typer(
         name="plexrank",
         help="Retrieve, rank, learn and experiment; every modelling choice is a plugin.",
@@ -57,8 +60,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     wanted = next((a for a in arguments if not a.startswith("-")), None)
     if wanted not in (*BUILT_IN, "bundle"):
         for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda p: p.name):
-            if wanted in (None, point.name):
+            if wanted == point.name:
                 _attach(app, point)
+            elif wanted is None:
+                _list(app, point)
     return app
 
 
@@ -73,20 +78,39 @@ def quiet_third_parties() -> None:
 
 
 def _attach(app: typer.Typer, point: EntryPoint) -> None:
+    """The command itself, imported."""
     try:
         command: Any = point.load()
     except Exception as error:
         distribution = point.dist.name if point.dist else "unknown"
-        message = f"{distribution}: command '{point.name}' ({point.value}) cannot be imported: {error}"
-
-        def command() -> None:
-            raise PluginError(message)
-
-        command.__doc__ = "Broken: its module cannot be imported."
+        raise PluginError(
+            f"{distribution}: command '{point.name}' ({point.value}) cannot be imported: {error}"
+        ) from error
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=point.name)
     else:
         app.command(point.name)(command)
+
+
+def _list(app: typer.Typer, point: EntryPoint) -> None:
+    """A line of the help, read from the source: what a command imports may take seconds."""
+
+    def command() -> None:
+        return None
+
+    command.__doc__ = _summary(point)
+    app.command(point.name)(command)
+
+
+def _summary(point: EntryPoint) -> str:
+    """The docstring of the function that an entry point names, or of its module."""
+    try:
+        spec = find_spec(point.module)
+        tree = ast.parse(Path(spec.origin).read_text("utf-8"))  # type: ignore[union-attr, arg-type]
+    except (ImportError, AttributeError, TypeError, ValueError, OSError, SyntaxError) as error:
+        return f"Broken: {point.value} cannot be read: {type(error).__name__}."
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == point.attr]
+    return ast.get_docstring(functions[0] if functions else tree) or ""
 
 
 def _stop(message: str) -> None:

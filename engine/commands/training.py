@@ -57,13 +57,14 @@ def compare(
 
     For example: plexrank compare configs/movielens-100k.yaml --vary interest.name=mean,din --seeds 3
     """
+    variants = varied(vary)
     from engine.compare import compare as run
     from engine.compare import table
     from engine.loading import load_config, located
 
     loaded = load_config(config, overrides_of(set_, None))
     with located(config), Progress() as progress:
-        rows = run(loaded, varied(vary), seeds, out, progress=progress)
+        rows = run(loaded, variants, seeds, out, progress=progress)
     if json:
         print_json({"config": str(config), "seeds": seeds, "rows": rows, "out": str(out)})
         return
