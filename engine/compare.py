@@ -23,7 +23,7 @@ from engine.errors import ConfigError
 from engine.loading import with_overrides
 from engine.plugins import Plugins, installed
 from engine.train_command import Run, train_run
-from engine.training.charts import bar_chart, standalone
+from engine.training.charts import row_chart, standalone
 from engine.training.report import Section, page, show
 
 Progress = Callable[[str, float], None]
@@ -72,7 +72,7 @@ def compare(
             runs[name].append(_one(variant.model_copy(update={"seed": seed}), out / "run", plugins))
             done += 1
             tell(stage, 1.0)
-    rows = _rows(runs)
+    rows = side_by_side(runs)
     _write(out, config, rows, runs)
     return rows
 
@@ -177,7 +177,7 @@ def _some_users(prepared: Prepared) -> list[UserState]:
 
 
 # ------------------------------------------------------------------------------------------------ the table
-def _rows(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def side_by_side(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     everything = [run for some in runs.values() for run in some]
     rows: list[dict[str, Any]] = []
     popular = [b for run in everything if (b := run["baselines"].get("item_mean"))]
@@ -238,7 +238,7 @@ def _write(
         ("p50_ms", "p50 of 200, ms"),
     ):
         spread = [row.get(f"{figure}_sd") for row in rows]
-        charts.append((title, bar_chart(names, [row.get(figure) for row in rows], title, errors=spread)))
+        charts.append((title, row_chart(names, [row.get(figure) for row in rows], title, errors=spread)))
     (out / "compare.svg").write_text(standalone(charts), encoding="utf-8")
     columns, cells = table(rows)
     seeds = rows[-1]["seeds"]

@@ -12,6 +12,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 60, 14, 12, 44
+ROW = 44
 SERIES = ("a", "b", "c", "d", "e", "f")
 
 
@@ -55,60 +56,85 @@ def line_chart(
     return _frame("".join(parts), f"{y_label} by {x_label}") + _legend([s.name for s in series])
 
 
-def bar_chart(
-    names: Sequence[str],
-    values: Sequence[float | None],
-    y_label: str,
-    *,
-    errors: Sequence[float | None] | None = None,
-    guide: float | None = None,
-) -> str:
-    """One bar a name; None leaves a gap. errors: half length of the whisker; guide: a dashed line at this height."""
+def bar_chart(names: Sequence[str], values: Sequence[float | None], y_label: str, *, guide: float | None = None) -> str:
+    """One bar a name, from zero or from the height `guide` (chance, say), which is marked; None leaves a gap."""
+    floor = 0.0 if guide is None else guide
     shown = [v for v in values if v is not None and math.isfinite(v)]
     if not shown:
         return _frame("", "nothing to show")
-    spread = max([e for e in errors or () if e is not None and math.isfinite(e)], default=0.0)
-    low, high = min(shown) - spread, max(shown) + spread
-    if guide is not None:
-        low, high = min(low, guide), max(high, guide)
-    pad = (high - low) * 0.15 or abs(high) * 0.05 or 1.0
-    ys = (0.0 if low >= 0 and low < 0.5 * high else low - pad, high + pad)
+    low, high = min(floor, *shown), max(floor, *shown)
+    pad = (high - low) * 0.15 or 1.0
+    ys = (low - pad if low < floor else low, high + pad)
     parts = [_axes((0, 1), ys, [], _ticks(*ys), "", y_label)]
     slot = (WIDTH - LEFT - RIGHT) / len(names)
-    base = _at(ys[0], ys, 1)
+    base = _at(floor, ys, 1)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         middle = LEFT + slot * (i + 0.5)
         parts.append(f'<text x="{middle:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{escape(name)}</text>')
         if value is None or not math.isfinite(value):
             continue
-        top = _at(value, ys, 1)
+        end = _at(value, ys, 1)
         label = escape(f"{name}: {y_label} {_number(value)}")
         half = min(slot * 0.34, 28)
         parts.append(
-            f'<rect x="{middle - half:.1f}" y="{top:.1f}" width="{2 * half:.1f}" height="{base - top:.1f}" '
-            f'fill="var(--a)"><title>{label}</title></rect>'
+            f'<rect x="{middle - half:.1f}" y="{min(end, base):.1f}" width="{2 * half:.1f}" '
+            f'height="{abs(base - end):.1f}" fill="var(--a)"><title>{label}</title></rect>'
         )
-        error = errors[i] if errors else None
-        if error:
-            up, down = _at(value + error, ys, 1), _at(value - error, ys, 1)
-            parts.append(f'<path class="whisker" d="M{middle:.1f} {up:.1f}V{down:.1f}"/>')
         if slot >= 44:  # narrower bars have their number in the tooltip only
-            parts.append(f'<text x="{middle:.1f}" y="{top - 5:.1f}" text-anchor="middle">{_number(value)}</text>')
+            parts.append(
+                f'<text x="{middle:.1f}" y="{min(end, base) - 5:.1f}" text-anchor="middle">{_number(value)}</text>'
+            )
     if guide is not None:
-        y = _at(guide, ys, 1)
-        parts.append(f'<path class="guide" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<path class="guide" d="M{LEFT} {base:.1f}H{WIDTH - RIGHT}"/>')
     return _frame("".join(parts), y_label)
+
+
+def row_chart(
+    names: Sequence[str],
+    values: Sequence[float | None],
+    x_label: str,
+    *,
+    errors: Sequence[float | None] | None = None,
+) -> str:
+    """One row a name with a dot and a whisker of `errors` to both sides; for any number of names of any length."""
+    spread = [e or 0.0 for e in errors] if errors else [0.0] * len(names)
+    known = [(v, e) for v, e in zip(values, spread, strict=True) if v is not None and math.isfinite(v)]
+    if not known:
+        return _frame("", "nothing to show")
+    low, high = _span([v - e for v, e in known] + [v + e for v, e in known])
+    xs = (low - 0.06 * (high - low), high + 0.06 * (high - low))
+    height, left = ROW * len(names) + BOTTOM, 14
+    floor, width = height - BOTTOM, WIDTH - RIGHT - left
+    parts = []
+    for tick in _ticks(*xs, about=4):
+        x = left + (tick - xs[0]) / (xs[1] - xs[0]) * width
+        parts.append(f'<path class="grid" d="M{x:.1f} 0V{floor}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{floor + 16}" text-anchor="middle">{_number(tick)}</text>')
+    for i, (name, value, error) in enumerate(zip(names, values, spread, strict=True)):
+        y = ROW * i + 30
+        figure = "–" if value is None or not math.isfinite(value) else _number(value)
+        parts.append(f'<text x="{left}" y="{y - 12}">{escape(name)}</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="{y - 12}" text-anchor="end">{figure}</text>')
+        if value is None or not math.isfinite(value):
+            continue
+        x, reach = left + (value - xs[0]) / (xs[1] - xs[0]) * width, error / (xs[1] - xs[0]) * width
+        parts.append(f'<path class="whisker" d="M{x - reach:.1f} {y}H{x + reach:.1f}"/>')
+        label = escape(f"{name}: {x_label} {figure}" + (f" ± {_number(error)}" if error else ""))
+        parts.append(f'<circle cx="{x:.1f}" cy="{y}" r="5" fill="var(--a)"><title>{label}</title></circle>')
+    parts.append(f'<path class="axis" d="M{left} {floor}H{WIDTH - RIGHT}"/>')
+    parts.append(f'<text x="{WIDTH / 2}" y="{height - 8}" text-anchor="middle">{escape(x_label)}</text>')
+    return _frame("".join(parts), x_label, height)
 
 
 def standalone(charts: Sequence[tuple[str, str]]) -> str:
     """(title, chart) pairs under one another as one SVG file, in light or dark as the viewer prefers."""
-    step = HEIGHT + 26
-    parts = []
-    for n, (title, chart) in enumerate(charts):
-        body = chart[: chart.rindex("</svg>")].split(">", 1)[1]
-        heading = f'<text x="{LEFT}" y="16" font-weight="600">{escape(title)}</text>'
-        parts.append(f'<g transform="translate(0 {n * step})">{heading}<g transform="translate(0 20)">{body}</g></g>')
-    size = f'viewBox="0 0 {WIDTH} {step * len(charts)}" width="{2 * WIDTH}" height="{2 * step * len(charts)}"'
+    parts, top = [], 0
+    for title, chart in charts:
+        opening, body = chart[: chart.rindex("</svg>")].split(">", 1)
+        heading = f'<text x="14" y="16" font-weight="600">{escape(title)}</text>'
+        parts.append(f'<g transform="translate(0 {top})">{heading}<g transform="translate(0 24)">{body}</g></g>')
+        top += 30 + int(opening.split('viewBox="0 0 ', 1)[1].split('"')[0].split()[1])
+    size = f'viewBox="0 0 {WIDTH} {top}" width="{2 * WIDTH}" height="{2 * top}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>'
         f'<rect width="100%" height="100%" fill="var(--paper)"/>{"".join(parts)}</svg>\n'
@@ -130,9 +156,9 @@ def _points(series: Series) -> list[tuple[float, float]]:
     return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
-def _frame(body: str, label: str) -> str:
-    inside = body or f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">{escape(label)}</text>'
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+def _frame(body: str, label: str, height: int = HEIGHT) -> str:
+    inside = body or f'<text x="{WIDTH / 2}" y="{height / 2}" text-anchor="middle">{escape(label)}</text>'
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{inside}</svg>'
 
 
 def _legend(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from engine.config import Config
 from engine.metrics import sigmoid
 from engine.training import report
-from engine.training.charts import Series, bar_chart, line_chart
+from engine.training.charts import Series, bar_chart, line_chart, row_chart, standalone
 from engine.training.report import Buckets, Scored, Section, page, show, task_figures, write_report
 
 EVIL = "</pre><script>alert(1)</script>"
@@ -133,7 +133,11 @@ def test_figures_are_short(value, text):
         line_chart([Series("one point", [1], [0.5])], "x", "y"),
         line_chart([Series("flat", [1, 2], [0.0, 0.0])], "x", "y", diagonal=True),
         line_chart([], "x", "y"),
-        bar_chart(["<a>", "b"], [0.7, None], "AUC", errors=[0.01, None], guide=0.5),
+        bar_chart(["<a>", "b"], [0.7, None], "AUC", guide=0.5),
+        bar_chart(["worse than chance"], [0.4], "AUC", guide=0.5),
+        row_chart(["<a>", "b", "c"], [0.7, None, 0.6], "AUC", errors=[0.01, None, 0.0]),
+        row_chart(["one"], [0.7], "AUC"),
+        row_chart(["none"], [None], "AUC"),
         bar_chart(["same", "value"], [0.0, 0.0], "AUC"),
         bar_chart(["none"], [None], "AUC"),
         bar_chart(["big"], [1.5e9], "bytes"),
@@ -146,6 +150,12 @@ def test_charts_are_well_formed_and_keep_inside_their_frame(svg):
         assert 0 <= float(circle.get("cy")) <= 240
     for bar in root.iter("rect"):
         assert float(bar.get("height")) >= 0
+
+
+def test_charts_stand_alone_under_one_another():
+    rows = row_chart(list("abcdefgh"), [0.1 * n for n in range(8)], "AUC")
+    root = ElementTree.fromstring(standalone([("first & best", rows), ("second", rows)]))
+    assert root.get("viewBox") == f"0 0 360 {2 * (30 + 8 * 44 + 44)}"
 
 
 def test_a_pages_table_cells_are_escaped():
