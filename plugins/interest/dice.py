@@ -93,29 +93,30 @@ class _Dice(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         s, alpha, mean, scale, count = ctx.saved_tensors
         by_s = torch.empty_like(s)
-        sums_alpha, sums_dz, sums_dzs = _sums(alpha), _sums(alpha), _sums(alpha)
+        sums_alpha, sums_dz, sums_dzz = _sums(alpha), _sums(alpha), _sums(alpha)
         parameters = _tile(scale, -mean * scale, alpha, 1 - alpha)
         for block, g, out in zip(_blocks(s), _blocks(gradients[0].contiguous()), _blocks(by_s), strict=True):
             width = block.shape[1]
             wide_scale, shift, wide_alpha, beta = (p[:width] for p in parameters)
-            p = torch.addcmul(shift, block, wide_scale).sigmoid_()
-            gs = g * block
+            z = torch.addcmul(shift, block, wide_scale)
+            p = torch.sigmoid(z)
             torch.addcmul(wide_alpha, p, beta, out=out).mul_(g)
+            gs = g * block
             dz = gs.addcmul_(gs, p, value=-1)  # g s (1 - p)
             sums_alpha[:width] += dz.sum(0)
             dz.mul_(p).mul_(beta)
             sums_dz[:width] += dz.sum(0)
             out.addcmul_(dz, wide_scale)
-            sums_dzs[:width] += dz.mul_(block).sum(0)
-        sum_dz, sum_dzs = _untile(sums_dz, alpha), _untile(sums_dzs, alpha)
+            sums_dzz[:width] += dz.mul_(z).sum(0)
+        sum_dz, sum_dzz = _untile(sums_dz, alpha), _untile(sums_dzz, alpha)
         if ctx.everywhere:
-            sum_dz, sum_dzs = _sum_over_processes(sum_dz, sum_dzs)
-        slope = -((sum_dzs - mean * sum_dz) / count) * scale**3  # - r r mean(dz z), to multiply (s - m)
-        offset = -scale * sum_dz / count - slope * mean
-        wide_slope, wide_offset = _tile(slope, offset)
+            sum_dz, sum_dzz = _sum_over_processes(sum_dz, sum_dzz)
+        by_mean, by_z = _tile(-scale * sum_dz / count, -scale * sum_dzz / count)
         for block, out in zip(_blocks(s), _blocks(by_s), strict=True):
             width = block.shape[1]
-            out.addcmul_(block, wide_slope[:width]).add_(wide_offset[:width])
+            wide_scale, shift = (p[:width] for p in parameters[:2])
+            z = torch.addcmul(shift, block, wide_scale)
+            out.addcmul_(z, by_z[:width]).add_(by_mean[:width])
         return by_s, _untile(sums_alpha, alpha), None, None
 
 
