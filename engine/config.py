@@ -150,7 +150,7 @@ class RetrievalConfig(Section):
     retriever: ComponentConfig = _component("retrievers")
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(1024, ge=2)
-    lr: float = Field(1e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
+    lr: float = Field(3e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
     temperature: float = Field(0.1, gt=0, description="inner products are divided by this")
     normalize: bool = Field(True, description="vectors of length one")
 
