@@ -1,4 +1,4 @@
-"""A deadline that travels with a request, and workers whose answers are not waited for beyond it."""
+"""A deadline that travels with a request, and threads that do not keep a process from ending."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 
@@ -22,17 +21,13 @@ class Deadline:
         self.begin = time.monotonic() if begin is None else begin
         self.end = self.begin + seconds
 
-    def left(self, share: float = 1.0) -> float:
-        """Seconds until `share` of the whole time is used; 0 when it is."""
-        return max(0.0, self.begin + share * (self.end - self.begin) - time.monotonic())
-
-    @property
-    def passed(self) -> bool:
-        return self.left() <= 0.0
+    def at(self, share: float) -> float:
+        """When `share` of the whole time is used."""
+        return self.begin + share * (self.end - self.begin)
 
 
 class Workers:
-    """A few threads for one part of the pipeline: if it stalls, only its own threads are held.
+    """A few threads for one sort of work: if it stalls, only these are held.
 
     They are daemons, so that what stalls cannot keep the process from ending; each begins when it is first needed.
     """
@@ -42,8 +37,13 @@ class Workers:
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
         self._calls = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._started = self._open = 0  # open: calls that are queued or under way
+        self._started = self._open = 0
         self._closed = False
+
+    @property
+    def open(self) -> int:
+        """Calls that are queued or under way."""
+        return self._open
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Queues a call. The future's outcome is the function's; a cancelled one is not begun."""
@@ -74,15 +74,22 @@ class Workers:
                     future.set_exception(error)
                 else:
                     future.set_result(answer)
+            del call, future, function, arguments
             with self._lock:
                 self._open -= 1
-            del call, future, function, arguments
+                if self._started > self._threads:
+                    self._started -= 1
+                    return
 
-    def call(self, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's answer, or Late; what it raises is raised here."""
-        if seconds <= 0.0:
-            raise Late
-        return wait(self.begin(function, *arguments), seconds)
+    def grow(self) -> None:
+        """One thread more, because one is held by a call that is no longer waited for."""
+        with self._lock:
+            self._threads += 1
+
+    def shrink(self) -> None:
+        """One thread less, because it came back; said in that thread, which ends."""
+        with self._lock:
+            self._threads -= 1
 
     def close(self) -> None:
         """Queued calls are still made; then the threads end."""
@@ -91,14 +98,3 @@ class Workers:
             started = self._started
         for _ in range(started):
             self._calls.put(None)
-
-
-def wait(future: Future[Any], seconds: float) -> Any:
-    """The outcome of a worker; Late, and given up, after `seconds`."""
-    try:
-        return future.result(timeout=seconds)
-    except FutureTimeout:
-        if future.done():  # in the last moment, or the function itself raised a TimeoutError
-            return future.result()
-        future.cancel()
-        raise Late from None

@@ -8,24 +8,34 @@ in `degraded` as `stage: why` or `stage.plugin: why`.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from engine.candidates import Merged, merge, wrong_candidates
 from engine.components import Candidates, Scorer, Scores, StateStore, UserState
-from engine.deadline import Deadline, Late, Workers, wait
+from engine.deadline import Deadline, Late
 from engine.errors import RequestError, SchemaError
 from engine.plugins import Plugins
+from engine.relay import Relay, Stage
 from engine.served import Served
 
 log = logging.getLogger("plexrank.pipeline")
 
+_WAITING_THREADS = 4
+"""Threads beside the scoring ones, for requests that wait for a store or a source."""
+
 STATE_SHARE, RETRIEVE_SHARE, FILTER_SHARE, RANK_SHARE = 0.35, 0.6, 0.7, 0.95
 """How much of the deadline may be used when a stage ends."""
+
+T = TypeVar("T")
+Steps = Generator[Stage, Any, T]
+"""A part of a request: yields the calls that may stall, gets their outcomes, returns its own."""
 
 
 @dataclass
@@ -110,36 +120,46 @@ class Pipeline:
         items: int = 2000,
         filter_seen: bool = True,
     ) -> None:
-        """threads: scoring threads; items: most candidates that are ranked."""
+        """threads: requests that are scored at once; items: most candidates that are ranked."""
         self.served, self.scorer, self.store, self.plugins = served, scorer, store, plugins
         self.items, self.filter_seen = items, filter_seen
-        self._scoring = Workers("score", threads)
-        self._state = Workers("state", 4)
-        self._parts: dict[str, Workers] = {}
+        self._scoring = threading.BoundedSemaphore(threads)
+        self._relay = Relay(threads + _WAITING_THREADS)
 
     def swap(self, served: Served) -> None:
         """New requests use it from now on."""
         self.served = served
 
     def close(self) -> None:
-        for workers in (self._scoring, self._state, *self._parts.values()):
-            workers.close()
+        self._relay.close()
 
     # --------------------------------------------------------------------------------------------- requests
     def rank(self, query: Query, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]) -> Answer:
         """Orders the given items. RequestError for features that the model does not know or cannot read."""
+        answer: Answer = self.begin(self.ranking(query, items, item_features)).result()
+        return answer
+
+    def recommend(self, query: Query, count: int, exclude: Sequence[str] = ()) -> Answer:
+        """Finds, filters, ranks and re-orders -> at most `count` items."""
+        answer: Answer = self.begin(self.recommendation(query, count, exclude)).result()
+        return answer
+
+    def begin(self, steps: Steps[Any], finish: Callable[[Any], Any] | None = None) -> Future[Any]:
+        """Takes a request up -> the future of its answer, or of what `finish` makes of it in the same thread."""
+
+        def flow() -> Steps[Any]:
+            answer = yield from steps
+            return answer if finish is None else finish(answer)
+
+        return self._relay.begin(flow())
+
+    def ranking(self, query: Query, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]) -> Steps[Answer]:
+        """The steps of `rank`."""
         run = _Run(query, self.served)
         run.served.check_features(query.features, query.context, item_features, len(items))
-        state = self._user(run)
-        rows: np.ndarray | None = None
-        scored = self._score(run, state, items, item_features)
-        if scored is None:
-            rows = run.served.catalogue.rows(items)
-            counts = np.where(rows >= 0, run.served.context.counts[rows], 0) if len(run.served.catalogue) else rows * 0
-            scores = (np.log1p(counts) / max(1.0, float(np.log1p(counts.max(initial=0))))).astype(np.float32)
-            tasks: dict[str, np.ndarray] = {}
-        else:
-            scores, tasks = _first_task(run.served, scored)
+        state = yield from self._user(run)
+        scored = yield from self._score(run, state, items, item_features)
+        scores, tasks = (_popularity(run.served, items), {}) if scored is None else _first_task(run.served, scored)
         order = np.argsort(-scores, kind="stable")
         run.ended("rank")
         trace = Trace(run.served, state, query)
@@ -148,19 +168,19 @@ class Pipeline:
         trace.rules = [[] for _ in items]
         return self._answer(run, scored, [items[p] for p in order], scores[order], _taken(tasks, order), trace)
 
-    def recommend(self, query: Query, count: int, exclude: Sequence[str] = ()) -> Answer:
-        """Finds, filters, ranks and re-orders -> at most `count` items."""
+    def recommendation(self, query: Query, count: int, exclude: Sequence[str] = ()) -> Steps[Answer]:
+        """The steps of `recommend`."""
         run = _Run(query, self.served)
         run.served.check_features(query.features, query.context, {}, 0)
-        state = self._user(run)
+        state = yield from self._user(run)
         request = {"count": count, "features": query.features, "context": query.context, "exclude": exclude}
-        merged = self._retrieve(run, state, request, count)
-        merged, items = self._filter(run, state, request, merged)
-        scored = self._score(run, state, items, {}) if items else None
+        merged = yield from self._retrieve(run, state, request, count)
+        merged, items = yield from self._filter(run, state, request, merged)
+        scored = (yield from self._score(run, state, items, {})) if items else None
         scores, tasks = (merged.fallback, {}) if scored is None else _first_task(run.served, scored)
         order = np.argsort(-scores, kind="stable")
         run.ended("rank")
-        order, rules = self._rerank(run, merged.rows, scores, order, count)
+        order, rules = yield from self._rerank(run, merged.rows, scores, order, count)
         trace = Trace(run.served, state, query)
         names = [name for name, _, _ in run.served.sources]
         trace.sources = [merged.named(int(p), names) or ["popularity"] for p in order]
@@ -193,13 +213,13 @@ class Pipeline:
         )
 
     # ----------------------------------------------------------------------------------------------- stages
-    def _user(self, run: _Run) -> UserState:
+    def _user(self, run: _Run) -> Steps[UserState]:
         """The user's state once a request, whatever the number of candidates; a history in the request replaces it."""
         query = run.query
         state = UserState(query.user)
         if query.user:
             try:
-                state = self._state.call(run.deadline.left(STATE_SHARE), self.store.get, query.user)
+                state = yield Stage("state", run.deadline.at(STATE_SHARE), self.store.get, (query.user,))
             except Exception as error:
                 run.lost("state", error)
         if query.history is not None:
@@ -208,19 +228,15 @@ class Pipeline:
         run.ended("state")
         return state
 
-    def _retrieve(self, run: _Run, state: UserState, request: Mapping[str, Any], count: int) -> Merged:
-        """All sources at once; one that fails or is late is left out. With none at all: the popular items."""
-        served = run.served
+    def _retrieve(self, run: _Run, state: UserState, request: Mapping[str, Any], count: int) -> Steps[Merged]:
+        """One source after another, each with its share of the time. With none at all: the popular items."""
+        served, sources = run.served, run.served.sources
         unwanted = len(request["exclude"]) + (len(state.seen) if self.filter_seen else 0)
-        begun = [
-            (number, name, self._part(f"source-{name}").begin(source.candidates, state, request, k + unwanted))
-            for number, (name, k, source) in enumerate(served.sources)
-            if run.deadline.left(RETRIEVE_SHARE) > 0
-        ]
         found: list[tuple[int, Candidates]] = []
-        for number, name, future in begun:
+        for number, (name, k, source) in enumerate(sources):
+            until = run.deadline.at(STATE_SHARE + (RETRIEVE_SHARE - STATE_SHARE) * (number + 1) / len(sources))
             try:
-                candidates = wait(future, run.deadline.left(RETRIEVE_SHARE))
+                candidates = yield Stage(f"retrieve.{name}", until, source.candidates, (state, request, k + unwanted))
                 wrong = wrong_candidates(candidates, len(served.catalogue))
                 if wrong:
                     log.warning("candidate source %s: %s", name, wrong)
@@ -229,21 +245,20 @@ class Pipeline:
                     found.append((number, candidates))
             except Exception as error:
                 run.lost(f"retrieve.{name}", error)
-        if len(begun) < len(served.sources):
-            run.lost("retrieve", "deadline")
         run.ended("retrieve")
-        if not found and served.sources:
-            run.lost("retrieve", "popularity in place of all sources")
-        merged = merge(found, self.items + unwanted)
-        if not found:
+        if found:
+            merged = merge(found, self.items + unwanted)
+        else:
+            if sources:
+                run.lost("retrieve", "popularity in place of all sources")
             rows = served.popular[: max(count, 100) + unwanted]
-            merged = merge([(len(served.sources), Candidates(rows, np.zeros(len(rows), np.float32)))], len(rows))
+            merged = merge([(len(sources), Candidates(rows, np.zeros(len(rows), np.float32)))], len(rows))
         run.ended("merge")
         return merged
 
     def _filter(
         self, run: _Run, state: UserState, request: Mapping[str, Any], merged: Merged
-    ) -> tuple[Merged, list[str]]:
+    ) -> Steps[tuple[Merged, list[str]]]:
         """Leaves out what was seen, what the request excludes and what plugins do not allow -> (rest, its ids)."""
         ids = run.served.catalogue.ids(merged.rows)
         unwanted = set(request["exclude"])
@@ -252,45 +267,31 @@ class Pipeline:
         keep = np.fromiter((item not in unwanted for item in ids), dtype=bool, count=len(ids))
         if self.plugins.listens("filter_candidates"):
             try:
-                hooks = self._part("filter")
-                allowed, failed = hooks.call(
-                    run.deadline.left(FILTER_SHARE), self.plugins.keep, run.query.user, ids, request
-                )
+                ask = (run.query.user, ids, request)
+                allowed, failed = yield Stage("filter", run.deadline.at(FILTER_SHARE), self.plugins.keep, ask)
                 keep &= allowed
                 for plugin in failed:
                     run.lost(f"filter.{plugin}", "skipped")
-            except Late as late:
-                run.lost("filter", late)
+            except Exception as error:
+                run.lost("filter", error)
         kept = np.flatnonzero(keep)[: self.items]
         run.ended("filter")
         return merged.take(kept), [ids[p] for p in kept]
 
     def _score(
         self, run: _Run, state: UserState, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]
-    ) -> Scores | None:
+    ) -> Steps[Scores | None]:
         """Scores of the items, or None where the scorer fails, is late or does not answer a finite number an item."""
-        query = run.query
-
-        def ask(who: UserState) -> Scores:
-            request = run.served.score_request(
-                who,
-                items,
-                features=query.features,
-                context=query.context,
-                item_features=item_features,
-                deadline=run.deadline.end,
-            )
-            scores: Scores = self._scoring.call(run.deadline.left(RANK_SHARE), self.scorer.score, request)
-            return scores
-
+        until = run.deadline.at(RANK_SHARE)
         try:
             try:
-                scored = ask(state)
+                scored: Scores = yield self._scoring_stage(run, state, items, item_features, until)
             except SchemaError as error:
                 if not state.features:
                     raise RequestError(str(error)) from error
                 run.lost("state", "stored features do not fit the model")
-                scored = ask(UserState(state.user, {}, state.history, state.times, state.seen))
+                bare = UserState(state.user, {}, state.history, state.times, state.seen)
+                scored = yield self._scoring_stage(run, bare, items, item_features, until)
         except SchemaError as error:
             raise RequestError(str(error)) from error
         except RequestError:
@@ -305,17 +306,44 @@ class Pipeline:
                 return None
         return scored
 
+    def _scoring_stage(
+        self,
+        run: _Run,
+        state: UserState,
+        items: Sequence[str],
+        item_features: Mapping[str, Sequence[Any]],
+        until: float,
+    ) -> Stage:
+        request = run.served.score_request(
+            state,
+            items,
+            features=run.query.features,
+            context=run.query.context,
+            item_features=item_features,
+            deadline=run.deadline.end,
+        )
+
+        def score() -> Scores:
+            if not self._scoring.acquire(timeout=max(0.0, until - time.monotonic())):
+                raise Late
+            try:
+                return self.scorer.score(request)
+            finally:
+                self._scoring.release()
+
+        return Stage("rank", until, score)
+
     def _rerank(
         self, run: _Run, rows: np.ndarray, scores: np.ndarray, order: np.ndarray, count: int
-    ) -> tuple[np.ndarray, dict[int, list[str]]]:
+    ) -> Steps[tuple[np.ndarray, dict[int, list[str]]]]:
         """Rerankers one after another over `order` (positions, best first); the last cuts to `count`."""
         rules: dict[int, list[str]] = {}
         last = len(run.served.rerankers) - 1
         for number, (name, reranker) in enumerate(run.served.rerankers):
             k = count if number == last else len(order)
             try:
-                chosen, applied = self._part(f"rerank-{name}").call(
-                    run.deadline.left(), reranker.rerank, rows[order], scores[order], k
+                chosen, applied = yield Stage(
+                    f"rerank.{name}", run.deadline.at(1.0), reranker.rerank, (rows[order], scores[order], k)
                 )
                 if not _is_choice(chosen, len(order)):
                     raise ValueError(f"reranker {name} answered positions that are not distinct or not in range")
@@ -328,9 +356,14 @@ class Pipeline:
         run.ended("rerank")
         return order[:count], rules
 
-    def _part(self, name: str) -> Workers:
-        workers = self._parts.get(name)
-        return workers if workers is not None else self._parts.setdefault(name, Workers(name, 4))
+
+def _popularity(served: Served, items: Sequence[str]) -> np.ndarray:
+    """A score for want of a model's: log of an item's positives, as a share of the largest -> float32 [n] in [0, 1]."""
+    counts = np.zeros(len(items))
+    rows = served.catalogue.rows(items)
+    counts[rows >= 0] = served.context.counts[rows[rows >= 0]]
+    logs = np.log1p(counts)
+    return (logs / max(1.0, float(logs.max(initial=0.0)))).astype(np.float32)
 
 
 def _first_task(served: Served, scored: Scores) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from fastapi import Request
@@ -53,14 +54,22 @@ class Gate:
         self.inside = 0
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's answer. A client that goes away frees the place only when the work is done."""
+        """The function's answer, made in a thread of this gate."""
+        return await self.follow(lambda: self._workers.begin(function, *arguments))
+
+    async def follow(self, begin: Callable[[], Future[Any]]) -> Any:
+        """The outcome of work that runs elsewhere. A client that goes away frees its place only when it is done."""
         with self._lock:
             full = self.inside >= self.most
             self.inside += not full
         if full:
             self._refused()
             raise RequestError(f"{self.most} requests are being answered; try again soon", status=503)
-        future = self._workers.begin(function, *arguments)
+        try:
+            future = begin()
+        except BaseException:
+            self._left(None)
+            raise
         future.add_done_callback(self._left)
         return await asyncio.wrap_future(future)
 

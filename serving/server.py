@@ -17,7 +17,6 @@ from serving.metrics import Metrics
 from serving.service import Service
 
 T = TypeVar("T")
-_IDLE_THREADS = 16
 
 
 class Server:
@@ -26,9 +25,8 @@ class Server:
     def __init__(self, service: Service, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
         limits = self.limits
-        # A request's thread mostly waits for the scoring thread or a store, so there are more of them than of those.
         shed = metrics.shed.inc
-        self.rankings = Gate("request", threads=limits.threads + _IDLE_THREADS, waiting=limits.queue, refused=shed)
+        self.rankings = Gate("explain", threads=limits.threads, waiting=limits.queue, refused=shed)
         self.events = Gate("events", threads=4, waiting=limits.queue, refused=shed)
         self.chores = Gate("chores", threads=2, waiting=16, refused=shed)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from engine.bundle import Bundle
 from engine.components import EventLog, Scorer, StateStore
 from engine.config import ComponentConfig, ServingConfig
+from engine.deadline import Workers
 from engine.errors import BundleError, PlexrankError, RequestError
 from engine.events import EventLimits, check_id
 from engine.explanations import Explanations
@@ -28,6 +30,10 @@ log = logging.getLogger("plexrank.serving")
 
 _SEEDED = "users-seeded"
 _CHUNK = 5000
+_UNTOLD = 1000
+"""Answers that may wait until plugins have heard of the ones before; beyond them plugins are not told."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Service:
         self.config = config or served.bundle.config.serving
         self._override = config
         self._loading = threading.Lock()
+        self._told = Workers("on-response", 1)
         self.since = time.time()
         limits = self.config.limits
         self.pipeline = Pipeline(
@@ -110,26 +117,42 @@ class Service:
 
     # ---------------------------------------------------------------------------------------------- answers
     def rank(self, query: Query, items: Sequence[str], item_features: Any) -> Answer:
-        return self._answered(self.pipeline.rank(query, items, item_features))
+        return self.begin_rank(query, items, item_features, _as_it_is).result()
 
     def recommend(self, query: Query, count: int, exclude: Sequence[str]) -> Answer:
-        return self._answered(self.pipeline.recommend(query, count, exclude))
+        return self.begin_recommend(query, count, exclude, _as_it_is).result()
+
+    def begin_rank(
+        self, query: Query, items: Sequence[str], item_features: Any, finish: Callable[[Answer], T]
+    ) -> Future[T]:
+        """Does not block; the future's outcome is what `finish` makes of the answer, in a worker's thread."""
+        steps = self.pipeline.ranking(query, items, item_features)
+        return self.pipeline.begin(steps, lambda answer: finish(self._answered(answer)))
+
+    def begin_recommend(
+        self, query: Query, count: int, exclude: Sequence[str], finish: Callable[[Answer], T]
+    ) -> Future[T]:
+        """As `begin_rank`, for items that are to be found."""
+        steps = self.pipeline.recommendation(query, count, exclude)
+        return self.pipeline.begin(steps, lambda answer: finish(self._answered(answer)))
 
     def _answered(self, answer: Answer) -> Answer:
         self.explanations.keep(answer)
-        if self.plugins.listens("on_response"):
-            self.plugins.notify(
-                "on_response",
-                response={
-                    "request_id": answer.request_id,
-                    "user": answer.user,
-                    "model": {"name": answer.model, "version": answer.version},
-                    "items": list(answer.items),
-                    "scores": answer.scores.tolist(),
-                    "degraded": list(answer.degraded),
-                },
-            )
+        if self.plugins.listens("on_response") and self._told.open < _UNTOLD:
+            self._told.begin(self._tell, answer)
         return answer
+
+    def _tell(self, answer: Answer) -> None:
+        """Plugins hear of an answer after it was given, so they cannot hold it up."""
+        response = {
+            "request_id": answer.request_id,
+            "user": answer.user,
+            "model": {"name": answer.model, "version": answer.version},
+            "items": list(answer.items),
+            "scores": answer.scores.tolist(),
+            "degraded": list(answer.degraded),
+        }
+        self.plugins.notify("on_response", response=response)
 
     def receive(self, documents: Sequence[bytes | msgspec.Raw]) -> Received:
         return self.intake.receive(documents)
@@ -219,8 +242,13 @@ class Service:
     def close(self) -> None:
         """Ends the workers, then store and log."""
         self.pipeline.close()
+        self._told.close()
         self.store.close()
         self.log.close()
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
 
 
 def _no_user() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -31,7 +33,7 @@ def router(server: Server) -> APIRouter:
         asked = await server.body(request, RankIn)
         items, columns = rank_columns(asked, limits)
         query = server.query(request, asked)
-        return answer(await server.rankings.run(lambda: finish(service.rank(query, items, columns))))
+        return answer(await server.rankings.follow(partial(service.begin_rank, query, items, columns, finish)))
 
     @routes.post(
         "/recommend",
@@ -44,6 +46,7 @@ def router(server: Server) -> APIRouter:
         asked = await server.body(request, RecommendIn)
         exclude = ids(asked.exclude, limits, "exclude")
         query = server.query(request, asked)
-        return answer(await server.rankings.run(lambda: finish(service.recommend(query, asked.count, exclude))))
+        begin = partial(service.begin_recommend, query, asked.count, exclude, finish)
+        return answer(await server.rankings.follow(begin))
 
     return routes
