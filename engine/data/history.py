@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from engine.data.order import IN_MEMORY, deal
+from engine.data.order import IN_MEMORY, bucket_count, deal
 from engine.data.store import CHUNK, Store, chunks
 
 
@@ -23,7 +23,7 @@ def build_histories(store: Store, users: int, item_rank: np.ndarray, max_length:
     """
     user = store["user"]
     rows = len(user)
-    buckets = max(1, -(-rows // limit))
+    buckets = bucket_count(rows, limit)
     by_user = store.create("by_user", "i8", (rows,))
     start = store.create("past_start", "i8", (rows,))
     length = store.create("past_length", "i4", (rows,))

@@ -34,6 +34,11 @@ def deal(rows: int, buckets: int, bucket_of: Callable[[slice], np.ndarray], out:
     return offsets
 
 
+def bucket_count(rows: int, limit: int) -> int:
+    """One where all rows may be sorted at once, else as many as hold half the limit each: keys do not spread evenly."""
+    return 1 if rows <= limit else -(-2 * rows // limit)
+
+
 def sort_by_time(store: Store, user_rank: np.ndarray, item_rank: np.ndarray, limit: int = IN_MEMORY) -> None:
     """Writes `order` int64 [n]: rows by (time, user, item), equal rows as they were.
 
@@ -54,7 +59,7 @@ def sort_by_time(store: Store, user_rank: np.ndarray, item_rank: np.ndarray, lim
         return since * width + user_rank[user[part]] + 1 if width else since
 
     sample = np.sort(key(np.linspace(0, rows - 1, min(rows, CHUNK)).astype(np.int64)))
-    buckets = -(-2 * rows // limit)
+    buckets = bucket_count(rows, limit)
     edges = np.unique(sample[np.arange(1, buckets) * len(sample) // buckets])
     dealt = store.create("dealt", "i8", (rows,))
     offsets = deal(rows, len(edges) + 1, lambda part: np.searchsorted(edges, key(part), side="right"), dealt)

@@ -81,9 +81,7 @@ def test_batches_of_movielens_100k_outrun_training_tenfold(hundred: Prepared) ->
     assert best > 100_000
 
 
-def test_without_a_network_movielens_100k_says_how_to_bring_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_network_movielens_100k_says_how_to_bring_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found")
 
@@ -116,7 +114,9 @@ def ml_1m(tmp_path: Path) -> Path:
     (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n1::20::3::978300761\n2::10::4::978300762\n")
     (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n")
     (tmp_path / "movies.dat").write_bytes(
-        "10::Misérables, Les (1995)::Drama|Musical\n20::Seven (Se7en) (1995)::Crime\n30::No year::War\n".encode("latin1")
+        "10::Misérables, Les (1995)::Drama|Musical\n20::Seven (Se7en) (1995)::Crime\n30::No year::War\n".encode(
+            "latin1"
+        )
     )
     return tmp_path
 
@@ -148,7 +148,7 @@ def test_missing_files_say_where_the_data_comes_from(
     dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PLEXRANK_DATA", raising=False)
-    with pytest.raises(DataError, match="PLEXRANK_DATA, which is not set.*it comes from"):
+    with pytest.raises(DataError, match=r"PLEXRANK_DATA, which is not set.*it comes from"):
         dataset(dataset.Options()).prepare(tmp_path)
     with pytest.raises(DataError, match="does not exist; it comes from"):
         dataset(dataset.Options(path=str(tmp_path / "none"))).prepare(tmp_path)

@@ -182,7 +182,7 @@ def test_item_features_of_a_request_override_the_catalogue(prepared: Any) -> Non
 
 def test_item_features_of_the_wrong_length_are_refused(prepared: Any) -> None:
     request = ScoreRequest(user={}, history={}, items=["a", "b"], item_features={"kind": ["film"]})
-    with pytest.raises(SchemaError, match="item_features.kind has 1 values for 2 items"):
+    with pytest.raises(SchemaError, match=r"item_features\.kind has 1 values for 2 items"):
         prepared.encoder.encode_request(request, prepared.catalogue)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -78,7 +80,7 @@ def test_ids_are_counted_as_numpy_counts_them(parts: list[list[int]]) -> None:
     for part in parts:
         counter.add(np.array(part, np.int64))
     found = counter.statistics()
-    ids, counts = np.unique(np.array(sum(parts, []), np.int64), return_counts=True)
+    ids, counts = np.unique(np.array([*chain(*parts)], np.int64), return_counts=True)
     assert (found.fingerprints.tolist(), found.counts.tolist()) == (ids.tolist(), counts.tolist())
     again = IdStatistics.from_tensors(found.to_tensors("a.b"), "a.b")
     assert again.fingerprints.tolist() == ids.tolist()
