@@ -127,7 +127,7 @@ class TrainingConfig(Section):
 
     epochs: int = Field(10, ge=1, description="at most")
     batch_size: int = Field(1024, ge=1, description="rows a step, over all processes together")
-    eval_batch_size: int = Field(8192, ge=1)
+    eval_batch_size: int = Field(8192, ge=1, description="rows a step when measuring")
     threads: int | None = Field(None, ge=1, description="torch threads a process; default: all cores")
     loss: ComponentConfig = _component("losses")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -148,8 +148,8 @@ class RetrievalConfig(Section):
     loss: ComponentConfig = _component("losses.retrieval")
     sampler: ComponentConfig = _component("samplers")
     retriever: ComponentConfig = _component("retrievers")
-    epochs: int = Field(5, ge=1)
-    batch_size: int = Field(1024, ge=2)
+    epochs: int = Field(5, ge=1, description="passes over the positives")
+    batch_size: int = Field(1024, ge=2, description="positives a step")
     lr: float = Field(3e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
     temperature: float = Field(0.1, gt=0, description="inner products are divided by this")
     normalize: bool = Field(True, description="vectors of length one")
@@ -190,7 +190,7 @@ class ServingConfig(Section):
     history_cap: int = Field(200, ge=1, le=100_000, description="history items kept a user")
     limits: LimitsConfig = LimitsConfig()
     host: str = Field("127.0.0.1", description="a non-loopback address needs a token")
-    port: int = Field(8080, ge=0, le=65535)
+    port: int = Field(8080, ge=0, le=65535, description="0: any free one")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
 
 
@@ -210,6 +210,8 @@ def _resolve_spaces(features: list[FeatureSpec]) -> list[FeatureSpec]:
 
 
 class EmbeddingConfig(ComponentConfig):
+    """How ids become vectors."""
+
     dim: int = Field(16, gt=0, le=4096, description="width of features that do not name their own")
 
 
@@ -220,7 +222,9 @@ class Config(Section):
     seed: int = Field(1, ge=0, lt=2**31, description="fixes the result")
     plugins: list[str] = Field(default_factory=list, description="moment-hook plugins to switch on")
     data: DataConfig
-    features: Annotated[list[FeatureSpec], AfterValidator(_resolve_spaces)] = Field(min_length=1)
+    features: Annotated[list[FeatureSpec], AfterValidator(_resolve_spaces)] = Field(
+        min_length=1, description="what the model reads; the order is that of its inputs"
+    )
     embedding: EmbeddingConfig = Field(
         default_factory=lambda: EmbeddingConfig(name=default_name("embeddings")), description="ids to vectors"
     )
