@@ -43,7 +43,8 @@ def cached(folder: Path, build: Callable[[Path], None]) -> None:
     with _locked(folder.with_suffix(".lock")):
         if is_whole(folder):
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        for torn in (folder, *folder.parent.glob(f".{folder.name}-*")):  # a killed process left its own aside
+            shutil.rmtree(torn, ignore_errors=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             build(aside)

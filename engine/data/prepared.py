@@ -23,6 +23,9 @@ from engine.data.statistics import IdStatistics
 from engine.data.store import Store, chunks
 from engine.errors import DataError
 
+_USERS = 1024
+"""Users whose states are gathered together."""
+
 
 class Prepared:
     """Memory-mapped rows with their splits.
@@ -142,21 +145,43 @@ class Prepared:
         """
         if self.schema.user is None:
             return
+        for part in chunks(len(self._people), _USERS):
+            yield from self._states(part)
+
+    def _states(self, part: slice) -> Iterator[UserState]:
         store, cap = self.arrays, self.config.serving.history_cap
+        begin, end = store["user_past"][part].T
+        past = store["past"][ranges(begin, np.minimum(end - begin, cap))]
+        past_ends = np.cumsum(np.minimum(end - begin, cap))
+        begin, end = store["user_rows"][part].T
+        rows = store["by_user"][ranges(begin, end - begin)]
+        row_ends = np.cumsum(end - begin)
+        liked, seen = self._item_ids(store["item"][past]), self._item_ids(store["item"][rows])
+        times = store["time"][past].tolist()
         features = [f for f in self.schema.features if f.side == "user" and f.kind != "sequence"]
-        raw = {f.name: self._people.column(f.name) for f in features if f.column in self._people.table.column_names}
-        ids = self._people.column(self._people.key)
-        for number in range(len(self._people)):
-            begin, end = store["user_past"][number]
-            past = store["past"][begin : min(end, begin + cap)]
-            begin, end = store["user_rows"][number]
-            seen = store["item"][store["by_user"][begin:end]][::-1]
-            items = store["item"][past]
-            keep = items >= 0
+        raw = {
+            f.name: self._people.column(f.name)[part].to_pylist()
+            for f in features
+            if f.column in self._people.table.column_names
+        }
+        for place, user in enumerate(self._people.column(self._people.key)[part].to_pylist()):
+            mine = slice(past_ends[place - 1] if place else 0, past_ends[place])
+            all_mine = slice(row_ends[place - 1] if place else 0, row_ends[place])
+            history = [(item, time) for item, time in zip(liked[mine], times[mine], strict=True) if item is not None]
             yield UserState(
-                user=ids[number].as_py(),
-                features={name: column[number].as_py() for name, column in raw.items()},
-                history=self.catalogue.ids(items[keep]),
-                times=store["time"][past][keep].tolist(),
-                seen=list(dict.fromkeys(self.catalogue.ids(seen[seen >= 0]))),
+                user=user,
+                features={name: values[place] for name, values in raw.items()},
+                history=[item for item, _ in history],
+                times=[time for _, time in history],
+                seen=[item for item in dict.fromkeys(seen[all_mine][::-1]) if item is not None],
             )
+
+    def _item_ids(self, items: np.ndarray) -> list[str | None]:
+        """Ids of catalogue rows, None for a missing item."""
+        known = np.flatnonzero(items >= 0)
+        texts: list[str | None] = [None] * len(items)
+        if len(known) == len(items):
+            return [*self.catalogue.ids(items)]
+        for place, text in zip(known.tolist(), self.catalogue.ids(items[known]), strict=True):
+            texts[place] = text
+        return texts

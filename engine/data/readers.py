@@ -146,7 +146,7 @@ def find(pattern: str) -> list[Path]:
     base = os.environ.get("PLEXRANK_DATA")
     if not path.is_absolute() and base:
         path = Path(base).expanduser() / path
-    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    found = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
     if not found:
         where = f"PLEXRANK_DATA={base}" if base else f"PLEXRANK_DATA is not set, looked in {Path.cwd()}"
         raise DataError(f"no file matches '{pattern}' ({where})")

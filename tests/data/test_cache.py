@@ -128,6 +128,13 @@ def test_a_failed_preparation_leaves_nothing_behind(plugins: Plugins, tmp_path: 
     assert [p.suffix for p in (tmp_path / "cache" / "prepared").iterdir()] == [".lock"]
 
 
+def test_what_a_killed_process_left_is_cleared_away(config: Config, plugins: Plugins, tmp_path: Path) -> None:
+    folder = prepare(config, plugins, cache=tmp_path / "cache").folder
+    folder.rename(folder.with_name(f".{folder.name}-torn"))
+    prepare(config, plugins, cache=tmp_path / "cache")
+    assert folders(tmp_path / "cache") == [folder]
+
+
 def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PLEXRANK_CACHE", str(tmp_path))
     assert default_cache() == tmp_path

@@ -198,3 +198,9 @@ def test_a_users_state_lists_positives_and_everything_seen_newest_first(world: W
     assert states["u"].features == {"user": "u", "age": 40}
     assert (states["v"].history, states["v"].seen, states["v"].features["age"]) == ([], ["a"], None)
     assert (states["w"].history, states["w"].seen) == ([], [])
+
+
+def test_items_without_an_id_are_in_no_state(world: World) -> None:
+    log = {"user": ["u"] * 3, "item": ["a", None, "b"], "time": [1, 2, 3], "label": [1, 1, 1]}
+    (state,) = world(log, FEATURES).users()
+    assert (state.history, state.times, state.seen) == (["b", "a"], [3, 1], ["b", "a"])
