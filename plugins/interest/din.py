@@ -65,7 +65,7 @@ class DINInterest(InterestModel):
         by_item, by_target, by_product = self._first_layer()
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
         x = torch.cat([items, items * ragged.repeat(targets, pairs)], dim=1)
-        x = torch.addmm(ragged.repeat(bias, pairs), x, torch.cat([by_item, by_product], dim=1).T)
+        x = ragged.repeat(bias, pairs).addmm_(x, torch.cat([by_item, by_product], dim=1).T)
         logits = self._behind_first_layer(x)
         return ragged.segment_softmax(logits, pairs) if self.options.softmax else logits
 
