@@ -19,7 +19,9 @@ from serving.server import Server
 
 SOURCE = "playground"
 _NATURAL = 1000  # names read to put numbers in order of their value
-_DETAILS = 3  # values shown of a feature with several
+_ATTRIBUTES = 2  # columns of the catalogue shown beside a title
+_VALUES = 3  # values shown of an attribute that has several
+_CHARACTERS = 60  # of an attribute; a longer one is left out
 _PAGE_SECONDS = 1.0  # somebody looks at the page: there is time for a whole answer
 
 
@@ -43,10 +45,15 @@ class ServerConsole:
         return parts
 
     def users(self, prefix: str, limit: int) -> Sequence[UserState]:
-        """The first of the users whose id begins so, 2 before 10."""
+        """The first of the users whose id begins so, 2 before 10; without the feature that repeats the id."""
         store = self.server.service.store
         names = sorted(store.users(_NATURAL, prefix), key=lambda name: (len(name) if name.isdigit() else 0, name))
-        return [store.get(name) for name in names[:limit]]
+        schema = self.server.service.pipeline.served.schema
+        ids = {f.name for f in schema.features if f.column == schema.user}
+        states = [store.get(name) for name in names[:limit]]
+        for state in states:
+            state.features = {name: value for name, value in state.features.items() if name not in ids}
+        return states
 
     def user(self, user: str) -> UserState:
         return self.server.service.store.get(user)
@@ -54,30 +61,28 @@ class ServerConsole:
     def cards(self, ids: Sequence[str]) -> Mapping[str, Card]:
         """Titles and attributes of the items that the catalogue knows."""
         catalogue = self.server.service.pipeline.served.catalogue
-        rows = catalogue.rows(ids)
-        known = [(item, int(row)) for item, row in zip(ids, rows, strict=True) if row >= 0]
-        details = self._details([row for _, row in known])
+        rows = catalogue.rows(ids).tolist()
+        known = {item: row for item, row in zip(ids, rows, strict=True) if row >= 0}
+        details = self._details(list(known.values()))
         return {
-            item: Card(item, catalogue.title(row), detail) for (item, row), detail in zip(known, details, strict=True)
+            item: Card(item, catalogue.title(row), detail)
+            for (item, row), detail in zip(known.items(), details, strict=True)
         }
 
     def _details(self, rows: list[int]) -> list[str]:
-        """The item's own features in words: those of several values, else the first categorical one."""
+        """The items' first attributes in words, a line an item."""
         served = self.server.service.pipeline.served
-        features = [f for f in served.schema.of_item() if f.column != served.schema.item and not f.is_dense]
-        shown = [f for f in features if f.kind == "multi"][:1] or [f for f in features if f.kind == "categorical"][:1]
-        lines = [""] * len(rows)
-        for feature in shown:
-            if feature.column not in served.catalogue.table.column_names:
-                continue
-            for n, value in enumerate(
-                served.catalogue.column(feature.column).take(pa.array(rows, pa.int64())).to_pylist()
-            ):
-                values = (
-                    value if isinstance(value, list) else [] if value is None else str(value).split(feature.separator)
-                )
-                lines[n] = " · ".join(str(v) for v in values[:_DETAILS])
-        return lines
+        table, catalogue = served.catalogue.table, served.catalogue
+        separators = {f.column: f.separator for f in served.schema.of_item() if f.kind == "multi"}
+        names = [n for n in table.column_names if n not in (catalogue.key, catalogue.title_column)][:_ATTRIBUTES]
+        columns = [
+            [
+                _words(value, separators.get(name))
+                for value in table.column(name).take(pa.array(rows, pa.int64())).to_pylist()
+            ]
+            for name in names
+        ]
+        return [" · ".join(word for word in words if word) for words in zip(*columns, strict=True)] or [""] * len(rows)
 
     def recommend(self, user: str, count: int) -> Mapping[str, Any]:
         """The answer of `POST /v1/recommend` with this user and count."""
@@ -125,3 +130,12 @@ class ServerConsole:
             history_before=before,
             history_after=len(state.history),
         )
+
+
+def _words(value: Any, separator: str | None) -> str:
+    """An attribute as people read it."""
+    if value is None:
+        return ""
+    values = value if isinstance(value, list) else str(value).split(separator) if separator else [value]
+    text = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values[:_VALUES])
+    return text if len(text) <= _CHARACTERS else ""

@@ -228,7 +228,9 @@ class Playground:
         context = {"problem": None, **stage}
         if ask.part:
             return self.render("stage.html", status, **context)
-        offered = self.console.users("", USERS)
+        offered = list(self.console.users("", USERS))
+        if stage["user"] and all(person.user != stage["user"] for person in offered):
+            offered = [*(p for p in self.console.users(stage["user"], 1) if p.user == stage["user"]), *offered]
         return self.render("page.html", status, users=offered, query="", about=self.console.about(), **context)
 
 

@@ -59,7 +59,11 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Weight:
-    """One history item's part in a score. share: of the sum of absolute weights; bar: of the largest one (0..1)."""
+    """One history item's part in a score.
+
+    Of absolute values, as a weight's sign has no meaning of its own where no softmax normalises: share of their sum,
+    bar relative to the largest (0..1).
+    """
 
     card: Card
     value: float
@@ -135,7 +139,7 @@ def weigh(history: Sequence[tuple[str, float]], cards: Mapping[str, Card]) -> li
     total = sum(abs(v) for v in values) or 1.0
     largest = max((abs(v) for v in values), default=0.0) or 1.0
     return [
-        Weight(cards.get(item) or Card(item, item), value, value / total, round(abs(value) / largest, 4))
+        Weight(cards.get(item) or Card(item, item), value, abs(value) / total, round(abs(value) / largest, 4))
         for (item, _), value in zip(history, values, strict=True)
     ]
 
@@ -212,7 +216,7 @@ def ranking(
     influence = [0.0] * width
     for row in rows:
         for place, weight in enumerate(row.weights):
-            influence[place] += abs(weight.share) / len(rows)
+            influence[place] += weight.share / len(rows)
     return Ranking(
         user=user,
         request_id=answer["request_id"],

