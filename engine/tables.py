@@ -137,6 +137,9 @@ class TableEmbedding(EmbeddingMethod):
         for name, size in zip(names, sizes, strict=True):
             features = [f for f in self._readers[name] if f in rows]
             counts = [len(rows[f]) for f in features]
+            if counts == [stride]:
+                vectors[features[0]] = looked_up[name].reshape(-1, self._widths[features[0]])
+                continue
             pieces = looked_up[name].split([*counts, stride - size])
             vectors.update((f, p.reshape(-1, self._widths[f])) for f, p in zip(features, pieces, strict=False))
         return vectors

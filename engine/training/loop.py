@@ -192,7 +192,7 @@ class Loop:
         if self.world.device.type != "cpu":
             batch = batch.to(self.world.device, non_blocking=True)
         self.optimizers.begin(self.state.step)
-        torch.manual_seed(self._step_seed())
+        reseed(self._step_seed(), self.world.device)
         rows, share = self._share(batch)
         embedded = self.model.embed(batch)
         logits = self.model.score(batch, embedded)
@@ -356,6 +356,13 @@ class Loop:
             "embedding_bytes": 4 * embedding,
             "embedding_inference_bytes": method.memory_bytes().inference,
         }
+
+
+def reseed(seed: int, device: torch.device) -> None:
+    """`torch.manual_seed` for the devices in use only: that asks every kind of device, at a cost each step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def peak_rss_mb() -> float:
