@@ -80,3 +80,21 @@ def film_data(films: FilmWorld, plugins: Plugins, tmp_path_factory: pytest.TempP
     from engine.data.prepare import prepare
 
     return prepare(films.config(), plugins, cache=tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(films: FilmWorld, plugins: Plugins, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle of the films: DIN, a two-tower encoder, users; two epochs, seconds. Copy it to change it."""
+    from engine.train_command import run_training
+
+    serving = {
+        "sources": [{"name": "retriever", "k": 20}, {"name": "popular", "k": 20}, {"name": "recent", "k": 10}],
+        "limits": {"timeout_ms": 2000},
+    }
+    config = films.config(
+        interest={"name": "din"}, retrieval={"epochs": 2, "batch_size": 128}, serving=serving, name="tiny"
+    )
+    folder = tmp_path_factory.mktemp("models")
+    run_training(config, folder / "run", plugins=plugins)
+    (folder / "run" / "bundle").rename(folder / "tiny")
+    return folder / "tiny"
