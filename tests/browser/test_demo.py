@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Watch, serve
+from live_page import Watch, serve
 from typer.testing import CliRunner
 
 from engine.cli import build
@@ -30,7 +30,9 @@ SMALL = {
     "data.dataset.options.users": "150",
     "data.dataset.options.items": "240",
     "data.dataset.options.impressions": "12000",
+    "data.dataset.options.taste": "5",
     "training.epochs": "4",
+    "training.optimizer.dense_lr": "0.005",
     "training.batch_size": "256",
     "training.threads": "1",
     "retrieval.epochs": "1",
