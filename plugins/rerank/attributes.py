@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.components import Catalogue
-from engine.errors import PluginError
+from engine.errors import PlexrankError, PluginError
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,21 @@ class Attribute:
 
 
 def read_attribute(catalogue: Catalogue, name: str, separator: str) -> Attribute:
-    """Reads a column once. Lists and separated strings have several values; a null has none.
+    """Reads a column once. Lists and separated strings have several values; a null and an empty text have none.
 
     Raises PluginError if the catalogue has no such attribute.
     """
     try:
         column = catalogue.column(name)
-    except (KeyError, PluginError) as error:
+    except (KeyError, PlexrankError) as error:
         raise PluginError(f"the catalogue has no attribute '{name}' for a reranker: {error}") from error
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        column = pc.split_pattern(column.cast(pa.string()), separator)
+        text = column.cast(pa.string())
+        column = pc.split_pattern(pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text), separator)
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     encoded = pc.dictionary_encode(pc.list_flatten(column))

@@ -6,8 +6,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import zlib
@@ -323,39 +321,38 @@ def test_fsync_at_intervals_happens_in_the_background(tmp_path: Path, monkeypatc
     log.close()
 
 
-WRITER = """
-import sys
-from plugins.events.local import LocalEventLog
-log = LocalEventLog(LocalEventLog.Options(path=sys.argv[1], segment_bytes=8192, fsync=sys.argv[2]))
-n = log.ends()[0]
-print("ready", flush=True)
-while True:
-    log.append([("k", b"%d:" % n + b"x" * (n % 700))])
-    print(n, flush=True)
-    n += 1
-"""
+def start_writer(folder: Path, fsync: str) -> tuple[int, Any]:
+    """A child process that appends without end and says each number when it was answered -> (pid, its words)."""
+    words, out = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(out)
+        return child, os.fdopen(words)
+    try:
+        log = open_log(folder, segment_bytes=8192, fsync=fsync)
+        n = log.ends()[0]
+        while True:
+            log.append([("k", b"%d:" % n + b"x" * (n % 700))])
+            os.write(out, b"%d\n" % n)
+            n += 1
+    finally:
+        os._exit(1)
 
 
 @pytest.mark.parametrize("fsync", ["always", "never"])
 def test_kill_9_loses_no_event_that_was_answered(tmp_path: Path, fsync: str) -> None:
-    answered = -1
     for round_ in range(3):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), fsync], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-        for _ in range(60 + 17 * round_):
-            answered = int(writer.stdout.readline())
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        rest = writer.stdout.read().split("\n")
-        answered = max([answered, *[int(line) for line in rest[:-1] if line]])
+        writer, words = start_writer(tmp_path, fsync)
+        heard = [int(words.readline()) for _ in range(60 + 17 * round_)]
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+        heard += [int(line) for line in words.read().split("\n")[:-1]]
+        words.close()
         log = open_log(tmp_path)
         records = everything(log)
         log.close()
         assert [r.offset for r in records] == list(range(len(records)))
-        assert len(records) >= answered + 1
+        assert len(records) >= heard[-1] + 1
         assert all(r.value.startswith(b"%d:" % r.offset) for r in records)
 
 
