@@ -186,7 +186,7 @@ def _key(data: Data, limits: EventLimits) -> str:
 def too_deep(value: object, depth: int) -> bool:
     """Whether lists and objects nest deeper than `depth`; no recursion."""
     level: list[object] = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         inner: list[object] = []
         for part in level:
             if isinstance(part, dict):
