@@ -70,8 +70,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
 def quiet_third_parties() -> None:
     """Silences warnings that a user can do nothing about; what plexrank itself warns of is logged."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for noisy in ("torchrec", "torch", "fbgemm_gpu"):
+    for noisy in ("torchrec", "fbgemm_gpu"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # torch sets its loggers' levels anew when it is imported; filters stay.
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: record.levelno >= logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch|torchrec|fbgemm")

@@ -54,7 +54,9 @@ def test_every_key_and_every_option_is_described(build: ModuleType) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
@@ -67,6 +69,8 @@ def test_no_page_names_a_file_that_is_not_there() -> None:
     named = {
         path
         for page in pages
-        for path in re.findall(r"\b((?:configs|engine|plugins|models|serving|examples|docs|packaging)/[\w./-]+\.\w+)", page.read_text())
+        for path in re.findall(
+            r"\b((?:configs|engine|plugins|models|serving|examples|docs|packaging)/[\w./-]+\.\w+)", page.read_text()
+        )
     }
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
