@@ -64,16 +64,12 @@ def keyed_jagged(columns: Mapping[str, tuple[np.ndarray | Tensor, np.ndarray | T
 
     None as lengths means one value a row. Strides may differ between keys (one user, many candidates).
     """
-    values, lengths, strides, counts = [], [], [], []
+    values, lengths = [], []
     for column_values, column_lengths in columns.values():
-        v = torch.as_tensor(column_values, dtype=torch.int64)
-        n = torch.ones(len(v), dtype=torch.int64) if column_lengths is None else torch.as_tensor(column_lengths)
-        values.append(v)
-        lengths.append(n.to(torch.int64))
-        strides.append(len(n))
-        counts.append(len(v))
-    all_values = torch.cat(values) if values else torch.empty(0, dtype=torch.int64)
-    all_lengths = torch.cat(lengths) if lengths else torch.empty(0, dtype=torch.int64)
+        values.append(column_values)
+        lengths.append(np.ones(len(column_values), np.int64) if column_lengths is None else column_lengths)
+    strides, counts = [len(n) for n in lengths], [len(v) for v in values]
+    all_values, all_lengths = _joined(values), _joined(lengths)
     if len(set(strides)) <= 1:
         return KeyedJaggedTensor(
             keys=list(columns),
@@ -89,3 +85,11 @@ def keyed_jagged(columns: Mapping[str, tuple[np.ndarray | Tensor, np.ndarray | T
         stride_per_key_per_rank=[[s] for s in strides],
         length_per_key=counts,
     )
+
+
+def _joined(parts: list[np.ndarray | Tensor]) -> Tensor:
+    """Behind one another, int64. Arrays are joined by numpy: torch would wake its threads, which the model needs."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    if len(arrays) == len(parts):
+        return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *arrays], dtype=np.int64, casting="same_kind"))
+    return torch.cat([torch.as_tensor(part).to(torch.int64) for part in parts])

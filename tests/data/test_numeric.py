@@ -6,13 +6,15 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.data.numeric import NumericTransforms
 from engine.data.statistics import IdCounter, IdStatistics
 from engine.hashing import fingerprint
 from engine.schema import FeatureSpec
+
+ANY_SPEED = settings(deadline=None)  # a loaded machine is no failure
 
 
 def fit(values: list[float], transform: str, bins: int = 4, chunk: int = 3) -> NumericTransforms:
@@ -25,6 +27,7 @@ def fit(values: list[float], transform: str, bins: int = 4, chunk: int = 3) -> N
 FINITE = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=30)
 
 
+@ANY_SPEED
 @given(FINITE, st.integers(1, 7))
 def test_standard_scores_are_numpys_whatever_the_chunks(values: list[float], chunk: int) -> None:
     array = np.array(values, np.float64)
@@ -66,6 +69,7 @@ def test_a_value_that_fills_several_bins_keeps_one() -> None:
     assert edges.tolist() == [0.0, 1.0]
 
 
+@ANY_SPEED
 @given(FINITE, st.sampled_from(["standard", "log", "bins"]))
 def test_saved_transforms_are_equal(values: list[float], transform: str) -> None:
     fitted = fit(values, transform)
@@ -74,6 +78,7 @@ def test_saved_transforms_are_equal(values: list[float], transform: str) -> None
     assert again["x"](asked).tolist() == fitted["x"](asked).tolist()
 
 
+@ANY_SPEED
 @given(st.lists(st.lists(st.integers(-5, 5), max_size=12), max_size=8))
 def test_ids_are_counted_as_numpy_counts_them(parts: list[list[int]]) -> None:
     counter = IdCounter()
