@@ -78,12 +78,10 @@ def mix(prints: Tensor, seed: int | Tensor) -> Tensor:
     `seed` is one integer or a tensor that broadcasts against `prints`.
     """
     h = prints ^ seed
-    h = h ^ _shift(h, 33)
-    h = h * _signed(_M1)
-    h = h ^ _shift(h, 33)
-    h = h * _signed(_M2)
-    h = h ^ _shift(h, 33)
-    return h & 0x7FFFFFFFFFFFFFFF
+    shifted = torch.empty_like(h)  # in place from here: the intermediate results of a batch stay in the cache
+    for multiplier in (_M1, _M2):
+        h.bitwise_xor_(_shift(h, 33, shifted)).mul_(_signed(multiplier))
+    return h.bitwise_xor_(_shift(h, 33, shifted)).bitwise_and_(0x7FFFFFFFFFFFFFFF)
 
 
 def rows_of(prints: Tensor, space: str, lookup: int, rows: int) -> Tensor:
@@ -91,9 +89,9 @@ def rows_of(prints: Tensor, space: str, lookup: int, rows: int) -> Tensor:
     return torch.remainder(mix(prints, seed_of(space, lookup)), rows)
 
 
-def _shift(h: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (h >> bits) & ((1 << (64 - bits)) - 1)
+def _shift(h: Tensor, bits: int, out: Tensor) -> Tensor:
+    """Logical right shift of int64, into `out`."""
+    return torch.bitwise_right_shift(h, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:
