@@ -21,6 +21,9 @@ DEGRADED = {
     "explain": "the model's reasons are not available",
 }
 
+OTHER_MS = 0.05
+"""Time outside the stages that is worth a piece of the bar."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -163,11 +166,15 @@ def moves(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
     return {item: was[item] - place for place, item in enumerate(item for item in after if item in kept)}
 
 
-def stages(times_ms: Mapping[str, float]) -> list[Stage]:
-    """Stage times -> the pieces of one bar, in the pipeline's order."""
-    total = sum(times_ms.values()) or 1.0
+def stages(times_ms: Mapping[str, float], took_ms: float) -> list[Stage]:
+    """Stage times -> the pieces of one bar, in the pipeline's order; what lies between and around them is `other`."""
+    times = dict(times_ms)
+    other = took_ms - sum(times.values())
+    if other >= OTHER_MS:
+        times["other"] = other
+    total = sum(times.values()) or 1.0
     pieces, at = [], 0.0
-    for name, ms in times_ms.items():
+    for name, ms in times.items():
         pieces.append(Stage(name, ms, at / total, ms / total))
         at += ms
     return pieces
@@ -223,7 +230,7 @@ def ranking(
         model=answer["model"]["name"],
         version=answer["model"]["version"],
         rows=rows,
-        stages=stages(answer["stages"]),
+        stages=stages(answer["stages"], float(answer["took_ms"])),
         took_ms=float(answer["took_ms"]),
         degraded=explain_degraded(answer["degraded"]),
         raw=json.dumps(answer, indent=2, ensure_ascii=False),

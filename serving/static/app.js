@@ -62,8 +62,17 @@ function follow() {
     if (link.dataset.user === user) {
       link.setAttribute("aria-current", "true");
       link.querySelector(".count").firstChild.textContent = shown.dataset.historyLength;
+      reveal(link);
     } else link.removeAttribute("aria-current");
   }
+}
+
+/* Scrolls the list, never the page. */
+function reveal(link) {
+  const list = document.getElementById("users");
+  const [top, left] = [link.offsetTop, link.offsetLeft];
+  if (top < list.scrollTop || top + link.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top - list.clientHeight / 3;
+  if (left < list.scrollLeft || left + link.offsetWidth > list.scrollLeft + list.clientWidth) list.scrollLeft = left - list.clientWidth / 3;
 }
 
 document.addEventListener("pointerover", (event) => light(rowOf(event)));
@@ -112,3 +121,4 @@ document.addEventListener("htmx:afterSwap", (event) => {
 });
 document.addEventListener("htmx:sendError", () => say("The server does not answer. The list is as it was; try again."));
 document.addEventListener("htmx:timeout", () => say("The server took too long to answer. Try again."));
+follow();

@@ -137,5 +137,7 @@ def test_weights_become_shares_of_the_sum_and_bars_of_the_largest():
 
 
 def test_stage_times_lie_behind_one_another():
-    pieces = view.stages({"retrieve": 1.0, "rank": 3.0})
+    pieces = view.stages({"retrieve": 1.0, "rank": 3.0}, took_ms=4.01)
     assert [(p.name, p.offset, p.share) for p in pieces] == [("retrieve", 0.0, 0.25), ("rank", 0.25, 0.75)]
+    pieces = view.stages({"retrieve": 1.0, "rank": 3.0}, took_ms=8.0)
+    assert [(p.name, p.offset, p.share) for p in pieces][1:] == [("rank", 0.125, 0.375), ("other", 0.5, 0.5)]
