@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NoReturn
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
+
+
+def absent(reason: str) -> NoReturn:
+    """Skips, or fails where everything is required."""
+    if os.environ.get("PLEXRANK_REQUIRE_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def serve(app: FastAPI) -> tuple[str, Callable[[], None]]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
 import pytest
 from film_world import EVIL, shown
-from playwright.sync_api import expect
+from live_page import absent
 
 from engine.errors import BundleError
 
 pytestmark = pytest.mark.browser
+
+with contextlib.suppress(ImportError):  # the fixture `browser` says what is missing
+    from playwright.sync_api import expect
 
 
 def order(page) -> list[str]:
@@ -231,7 +235,10 @@ def test_back_returns_to_the_user_before(open_page):
     ],
 )
 def test_axe_finds_no_fault_of_accessibility(open_page, site, watch, state, width, dark):
-    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    try:
+        import axe_playwright_python as package
+    except ImportError:
+        absent("axe-playwright-python is not installed: pip install -e '.[dev]'")
     axe = next(Path(package.__file__).parent.rglob("axe.min.js")).read_text()
     if state == "degraded":
         site.console.degraded = ["rank: deadline"]
