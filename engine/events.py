@@ -22,7 +22,8 @@ from engine.errors import EventError
 from engine.hashing import canonical
 
 INT64 = Meta(ge=-(2**63), le=2**63 - 1)
-Id = Annotated[str, Meta(min_length=1)] | Annotated[int, INT64]
+_TEXT = Meta(min_length=1, extra_json_schema={"maxLength": 256, "pattern": r"^[^\u0000-\u001f\u007f]+$"})
+Id = Annotated[str, _TEXT] | Annotated[int, INT64]
 """An id as it is sent: text, or an integer that stands for its text."""
 Scalar = None | bool | Annotated[int, INT64] | float | str
 Value = None | bool | Annotated[int, INT64] | float | str | list[Scalar]

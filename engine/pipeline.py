@@ -347,11 +347,12 @@ class Pipeline:
                 )
                 if not _is_choice(chosen, len(order)):
                     raise ValueError(f"reranker {name} answered positions that are not distinct or not in range")
-                for position, rule in applied.items():
-                    rules.setdefault(int(order[position]), []).append(rule)
+                named = [(int(order[position]), rule) for position, rule in applied.items()]
             except Exception as error:
                 run.lost(f"rerank.{name}", error)
                 continue
+            for position, rule in named:
+                rules.setdefault(position, []).append(rule)
             order = order[np.asarray(chosen, dtype=np.int64)]
         run.ended("rerank")
         return order[:count], rules

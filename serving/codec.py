@@ -19,7 +19,8 @@ from engine.pipeline import Answer
 T = TypeVar("T")
 
 Timeout = Annotated[int, Meta(ge=1, le=60_000, description="milliseconds until an answer is of use; default 100")]
-Ids = Annotated[list[Id], Meta(max_length=20_000)]
+_MOST = {"maxItems": 2000}  # as limits.items by default
+Ids = Annotated[list[Id], Meta(max_length=20_000, extra_json_schema=_MOST)]
 Columns = dict[Annotated[str, Meta(max_length=64)], list[Value]]
 
 
@@ -33,7 +34,10 @@ class ItemIn(Struct, forbid_unknown_fields=True):
 class RankIn(Struct, forbid_unknown_fields=True):
     """Order these items for this user."""
 
-    items: Annotated[list[Id | ItemIn], Meta(max_length=20_000, description="ids, or objects with features; <= 2,000")]
+    items: Annotated[
+        list[Id | ItemIn],
+        Meta(max_length=20_000, description="ids, or objects with features", extra_json_schema=_MOST),
+    ]
     user: Annotated[Id | None, Meta(description="whose stored history and features count")] = None
     history: Annotated[Ids | None, Meta(description="item ids, newest first, in place of the stored ones")] = None
     features: Annotated[Features, Meta(description="user features, by name")] = {}
