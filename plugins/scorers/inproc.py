@@ -31,7 +31,8 @@ class _Loaded:
     def logits(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
         with torch.inference_mode():
             batch = self.bundle.encoder.encode_request(request, self.bundle.catalogue)
-            return self.model(batch)
+            logits: dict[str, torch.Tensor] = self.model(batch)
+            return logits
 
     def scores(self, request: ScoreRequest) -> Scores:
         calibration = self.bundle.calibration
