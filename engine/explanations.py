@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.components import Scorer
 from engine.errors import RequestError
-from engine.pipeline import Answer, Trace
+from engine.pipeline import Answer, Pipeline, Trace
+from engine.schema import Schema
+
+MOST_ITEMS = 200
+"""Items of an answer that can be explained."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,24 @@ class _Kept:
 class Explanations:
     """The newest `capacity` answers by request id. Thread-safe."""
 
-    def __init__(self, scorer: Scorer, capacity: int = 1000) -> None:
-        self.scorer, self.capacity = scorer, capacity
+    def __init__(self, pipeline: Pipeline, capacity: int = 1000) -> None:
+        self.pipeline, self.capacity = pipeline, capacity
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     def keep(self, answer: Answer) -> None:
-        """Costs references only; the oldest goes."""
+        """Keeps the head of an answer; the oldest answer goes. Nothing here holds a bundle that was swapped out."""
+        n, trace = MOST_ITEMS, answer.trace
+        trace.item_features = {name: values[:n] for name, values in trace.item_features.items()}
+        trace.sources, trace.rules = trace.sources[:n], trace.rules[:n]
         kept = _Kept(
-            answer.user, answer.model, answer.version, answer.items, answer.scores, answer.degraded, answer.trace
+            answer.user,
+            answer.model,
+            answer.version,
+            answer.items[:n],
+            answer.scores[:n].copy(),
+            answer.degraded,
+            trace,
         )
         with self._lock:
             self._kept[answer.request_id] = kept
@@ -81,7 +93,8 @@ class Explanations:
         if kept is None:
             raise RequestError(f"no answer of that request id is kept (the newest {self.capacity} are)", status=404)
         trace, shown = kept.trace, kept.items[:items]
-        request = trace.served.score_request(
+        served = self.pipeline.served
+        request = served.score_request(
             trace.state,
             shown,
             features=trace.query.features,
@@ -89,14 +102,14 @@ class Explanations:
             item_features={name: values[:items] for name, values in trace.item_features.items()},
             deadline=None,
         )
-        weights = self._weights(trace, self.scorer.explain(request)) if shown else None
+        weights = self._weights(served.schema, self.pipeline.scorer.explain(request)) if shown else None
         past = trace.state.history
         return Explanation(
             request_id=request_id,
             user=kept.user,
             model=kept.model,
             version=kept.version,
-            explained_by=getattr(self.scorer, "version", kept.version),
+            explained_by=served.bundle.version,
             degraded=kept.degraded,
             reasons=[
                 Reason(
@@ -112,9 +125,8 @@ class Explanations:
         )
 
     @staticmethod
-    def _weights(trace: Trace, found: dict[str, np.ndarray]) -> np.ndarray | None:
+    def _weights(schema: Schema, found: dict[str, np.ndarray]) -> np.ndarray | None:
         """float32 [N, H] over the history of items: of the sequence of item ids, else of any."""
-        schema = trace.served.schema
         for sequence in schema.sequences:
             if sequence.name in found and sequence.of and schema[sequence.of].column == schema.item:
                 return found[sequence.name]

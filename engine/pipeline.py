@@ -72,7 +72,6 @@ class Answer:
 class Trace:
     """What is needed to explain an answer later: the state that was ranked with, and per item its sources and rules."""
 
-    served: Served
     state: UserState
     query: Query
     item_features: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -162,7 +161,7 @@ class Pipeline:
         scores, tasks = (_popularity(run.served, items), {}) if scored is None else _first_task(run.served, scored)
         order = np.argsort(-scores, kind="stable")
         run.ended("rank")
-        trace = Trace(run.served, state, query)
+        trace = Trace(state, query)
         trace.item_features = {name: [values[p] for p in order] for name, values in item_features.items()}
         trace.sources = [["request"]] * len(items)
         trace.rules = [[] for _ in items]
@@ -181,7 +180,7 @@ class Pipeline:
         order = np.argsort(-scores, kind="stable")
         run.ended("rank")
         order, rules = yield from self._rerank(run, merged.rows, scores, order, count)
-        trace = Trace(run.served, state, query)
+        trace = Trace(state, query)
         names = [name for name, _, _ in run.served.sources]
         trace.sources = [merged.named(int(p), names) or ["popularity"] for p in order]
         trace.rules = [rules.get(int(p), []) for p in order]

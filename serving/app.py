@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from engine import __version__
 from engine.config import ServingConfig
+from engine.errors import PlexrankError
 from engine.plugins import Plugins
 from serving import docs, errors, playground
 from serving.auth import Guard, token_from
@@ -38,7 +39,11 @@ def create_app(
     insecure: answer any Host without a token. Raises BundleError, PluginError, EventError, ConfigError.
     """
     service = Service.open(bundle, config, state_dir, plugins)
-    return serve_with(service, insecure=insecure)
+    try:
+        return serve_with(service, insecure=insecure)
+    except PlexrankError:
+        service.close()
+        raise
 
 
 def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:

@@ -75,7 +75,7 @@ class Service:
             items=limits.items,
             filter_seen=self.config.filter_seen,
         )
-        self.explanations = Explanations(scorer)
+        self.explanations = Explanations(self.pipeline)
         self.intake = Intake(
             events,
             store,
@@ -104,9 +104,13 @@ class Service:
             _placed(plugins, "state_stores", config_.state_store, state_dir),
             config_.history_cap,
         )
-        events: EventLog = component(
-            plugins, "event_logs", _placed(plugins, "event_logs", config_.event_log, state_dir)
-        )
+        try:
+            events: EventLog = component(
+                plugins, "event_logs", _placed(plugins, "event_logs", config_.event_log, state_dir)
+            )
+        except PlexrankError:
+            store.close()
+            raise
         service = cls(bundle, config, state_dir, plugins, served, scorer, store, events)
         service._seed()
         try:

@@ -52,7 +52,7 @@ class InprocScorer(Scorer):
         threads: int | None = Field(
             None, ge=1, description="torch threads an inference, of the whole process; default: as torch decides"
         )
-        keep_memory: bool = Field(True, description="keep freed memory in the process: quicker, and it stays at its peak")
+        keep_memory: bool = Field(True, description="keep freed memory in the process: quicker; it stays at its peak")
         warm_items: int = Field(200, ge=1, le=2000, description="candidates of the warm-up call")
 
     options: Options

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
-from engine.explanations import Explanation, Reason
+from engine.explanations import MOST_ITEMS, Explanation, Reason
 from serving.codec import ModelOut
 from serving.openapi import gives
 from serving.server import Server, answer
@@ -49,7 +49,7 @@ def router(server: Server) -> APIRouter:
     )
     async def explain_route(
         request_id: Annotated[str, Path(max_length=128, description="of the answer")],
-        items: Annotated[int, Query(ge=1, le=200, description="items explained")] = 20,
+        items: Annotated[int, Query(ge=1, le=MOST_ITEMS, description="items explained")] = 20,
         history: Annotated[int, Query(ge=0, le=1000, description="history items named an item")] = 10,
     ) -> Response:
         return answer(await server.rankings.run(explain, request_id, items, history))

@@ -268,6 +268,7 @@ def test_swaps_under_load_lose_no_request_and_mix_no_answers(server: Any, models
                 if response.json().get("degraded") or response.json().get("items") != expected:
                     wrong.append(response.json())
 
+    old = client.post("/v1/recommend", json={"user": "u1", "count": 3}).json()
     threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -280,6 +281,8 @@ def test_swaps_under_load_lose_no_request_and_mix_no_answers(server: Any, models
     assert set(codes) == {200}
     assert len(codes) > 20
     assert wrong == []
+    explained = client.get(f"/v1/explain/{old['request_id']}").json()
+    assert [reason["item"] for reason in explained["items"]] == [item["id"] for item in old["items"]]
     assert client.get("/v1/models").json()["name"] == "tiny"
     assert client.get("/v1/models").json()["available"] == ["next", "tiny"]
 
