@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ _CHUNK = 5000
 class SqliteStateStore(StateStore):
     """Users' histories in SQLite (write-ahead log): no server to run, survives kill -9.
 
-    One row a user, one read a request. Readers never wait for a writer; each thread has its own connection; writers
-    take turns. An erased user's bytes are overwritten (`secure_delete`).
+    One row a user, one read a request. Readers never wait for a writer; each call borrows a connection, so there are as
+    many as calls at once, however many threads come and go; writers take turns. An erased user's bytes are overwritten
+    (`secure_delete`).
     """
 
     name = "sqlite"
@@ -40,47 +42,60 @@ class SqliteStateStore(StateStore):
 
     def __init__(self, options: PluginOptions, history_cap: int) -> None:
         super().__init__(options, history_cap)
-        self._local = threading.local()
         self._write = threading.Lock()
         self._open = threading.Lock()
         self._connections: list[sqlite3.Connection] = []
+        self._idle: list[sqlite3.Connection] = []  # the last to come back goes first: its cache is warm
         self._closed = False
         Path(self.options.path).parent.mkdir(parents=True, exist_ok=True)
-        self._connection()
+        with self._connection():
+            pass
 
-    def _connection(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            with self._open:
-                if self._closed:
-                    raise PlexrankError("the state store is closed")
-                try:
-                    connection = sqlite3.connect(
-                        self.options.path,
-                        timeout=self.options.busy_ms / 1000,
-                        isolation_level=None,
-                        check_same_thread=False,
-                    )
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    connection.execute(f"PRAGMA synchronous={'FULL' if self.options.durable else 'NORMAL'}")
-                    connection.execute("PRAGMA secure_delete=ON")
-                    connection.execute(_SCHEMA)
-                except sqlite3.Error as error:
-                    raise PlexrankError(f"{self.options.path} is not usable as a state store: {error}") from error
-                self._connections.append(connection)
-            self._local.connection = connection
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that nobody else uses meanwhile."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        with self._open:
+            if self._closed:
+                raise PlexrankError("the state store is closed")
+            connection = None
+            try:
+                connection = sqlite3.connect(
+                    self.options.path,
+                    timeout=self.options.busy_ms / 1000,
+                    isolation_level=None,
+                    check_same_thread=False,
+                )
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute(f"PRAGMA synchronous={'FULL' if self.options.durable else 'NORMAL'}")
+                connection.execute("PRAGMA secure_delete=ON")
+                connection.execute(_SCHEMA)
+            except sqlite3.Error as error:
+                if connection is not None:
+                    connection.close()
+                raise PlexrankError(f"{self.options.path} is not usable as a state store: {error}") from error
+            self._connections.append(connection)
         return connection
 
     def get(self, user: str) -> UserState:
         """One indexed read."""
-        row = self._connection().execute("SELECT state FROM users WHERE user = ?", (user,)).fetchone()
-        return unpack(user, row[0] if row else None)
+        with self._connection() as connection:
+            return _read(connection, user)
 
     def append(self, user: str, items: Sequence[str], times: Sequence[int], *, positive: bool) -> None:
         """Reads, adds and writes in one transaction."""
         with self._transaction() as connection:
             state = add(
-                self.get(user),
+                _read(connection, user),
                 items,
                 times,
                 positive=positive,
@@ -92,7 +107,7 @@ class SqliteStateStore(StateStore):
     def update(self, user: str, features: Mapping[str, Any]) -> None:
         """Reads, merges and writes in one transaction."""
         with self._transaction() as connection:
-            state = self.get(user)
+            state = _read(connection, user)
             state.features = merged(state.features, features)
             _write(connection, [state])
 
@@ -108,49 +123,43 @@ class SqliteStateStore(StateStore):
         with self._transaction() as connection:
             gone = connection.execute("DELETE FROM users WHERE user = ?", (user,)).rowcount > 0
         if gone:  # the write-ahead log still holds the old page
-            self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            with self._connection() as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return gone
 
     def users(self, limit: int = 100, prefix: str = "") -> list[str]:
         """Names in order of their bytes."""
         end = prefix + "\U0010ffff"  # the last text that starts so, in the order of UTF-8
-        rows = self._connection().execute(
-            "SELECT user FROM users WHERE user >= ? AND user < ? ORDER BY user LIMIT ?", (prefix, end, limit)
-        )
-        return [row[0] for row in rows]
+        query = "SELECT user FROM users WHERE user >= ? AND user < ? ORDER BY user LIMIT ?"
+        with self._connection() as connection:
+            return [row[0] for row in connection.execute(query, (prefix, end, limit))]
 
     def close(self) -> None:
-        """Closes every thread's connection."""
+        """Closes all connections."""
         with self._write, self._open:
             self._closed = True
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
+            self._idle.clear()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._connection(), self._write)
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """`BEGIN IMMEDIATE` ... `COMMIT`, one at a time in this process; rolls back where the body raises."""
+        with self._write, self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
 
-class _Transaction:
-    """`BEGIN IMMEDIATE` ... `COMMIT`, one at a time in this process; rolls back where the body raises."""
-
-    def __init__(self, connection: sqlite3.Connection, lock: threading.Lock) -> None:
-        self.connection, self.lock = connection, lock
-
-    def __enter__(self) -> sqlite3.Connection:
-        self.lock.acquire()
-        try:
-            self.connection.execute("BEGIN IMMEDIATE")
-        except BaseException:
-            self.lock.release()
-            raise
-        return self.connection
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        try:
-            self.connection.execute("COMMIT" if kind is None else "ROLLBACK")
-        finally:
-            self.lock.release()
+def _read(connection: sqlite3.Connection, user: str) -> UserState:
+    row = connection.execute("SELECT state FROM users WHERE user = ?", (user,)).fetchone()
+    return unpack(user, row[0] if row else None)
 
 
 def _write(connection: sqlite3.Connection, states: Sequence[UserState]) -> None:

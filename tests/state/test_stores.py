@@ -186,6 +186,32 @@ def test_sqlite_runs_in_write_ahead_mode(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
+def test_threads_that_come_and_go_leave_no_open_files(tmp_path: Path) -> None:
+    store = SqliteStateStore(SqliteStateStore.Options(path=str(tmp_path / "s.db")), 10)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(100):
+        thread = threading.Thread(
+            target=lambda n=number: (store.append(f"u{n}", ["a"], [1], positive=True), store.get("u"))
+        )
+        thread.start()
+        thread.join()
+    assert len(store.users(1000)) == 100
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+    store.close()
+
+
+def test_a_commit_that_fails_leaves_the_store_usable(tmp_path: Path) -> None:
+    store = SqliteStateStore(SqliteStateStore.Options(path=str(tmp_path / "s.db")), 10)
+    with store._connection() as connection:
+        connection.execute("PRAGMA max_page_count=4")  # as on a full disk
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.update("u", {"text": "x" * 100_000})
+    store.append("v", ["a"], [1], positive=True)
+    assert store.get("v").history == ["a"]
+    assert store.get("u") == UserState("u")
+    store.close()
+
+
 def test_a_redis_that_is_not_there_fails_within_its_timeout() -> None:
     store = RedisStateStore(RedisStateStore.Options(url="redis://127.0.0.1:1/0", timeout_ms=50), 10)
     with pytest.raises(Exception, match=r"(?i)refused|connect"):
