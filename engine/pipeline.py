@@ -8,7 +8,6 @@ in `degraded` as `stage: why` or `stage.plugin: why`.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
@@ -24,6 +23,7 @@ from engine.errors import RequestError, SchemaError
 from engine.plugins import Plugins
 from engine.relay import Relay, Stage
 from engine.served import Served
+from engine.turns import Turns
 
 log = logging.getLogger("plexrank.pipeline")
 
@@ -122,7 +122,7 @@ class Pipeline:
         """threads: requests that are scored at once; items: most candidates that are ranked."""
         self.served, self.scorer, self.store, self.plugins = served, scorer, store, plugins
         self.items, self.filter_seen = items, filter_seen
-        self._scoring = threading.BoundedSemaphore(threads)
+        self._turns = Turns(threads)
         self._relay = Relay(threads + _WAITING_THREADS)
 
     def swap(self, served: Served) -> None:
@@ -151,6 +151,17 @@ class Pipeline:
             return answer if finish is None else finish(answer)
 
         return self._relay.begin(flow())
+
+    def admit(self, steps: Steps[Any], items: int, deadline: Deadline, finish: Callable[[Any], Any]) -> Future[Any]:
+        """As `begin`, unless those ahead would keep the scorer busy until it is too late for so many items.
+
+        Then RequestError (503): a refusal costs next to nothing, so that the others are answered in time.
+        """
+        if not self._turns.take(items, deadline.at(RANK_SHARE)):
+            raise RequestError("too many requests are ahead to be answered in time; try again soon", status=503)
+        future = self.begin(steps, finish)
+        future.add_done_callback(lambda _: self._turns.give_back(items))
+        return future
 
     def ranking(self, query: Query, items: Sequence[str], item_features: Mapping[str, Sequence[Any]]) -> Steps[Answer]:
         """The steps of `rank`."""
@@ -323,12 +334,8 @@ class Pipeline:
         )
 
         def score() -> Scores:
-            if not self._scoring.acquire(timeout=max(0.0, until - time.monotonic())):
-                raise Late
-            try:
+            with self._turns.of(len(items), until):
                 return self.scorer.score(request)
-            finally:
-                self._scoring.release()
 
         return Stage("rank", until, score)
 

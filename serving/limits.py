@@ -67,8 +67,10 @@ class Gate:
             raise RequestError(f"{self.most} requests are being answered; try again soon", status=503)
         try:
             future = begin()
-        except BaseException:
+        except BaseException as error:
             self._left(None)
+            if isinstance(error, RequestError) and error.status == 503:
+                self._refused()
             raise
         future.add_done_callback(self._left)
         return await asyncio.wrap_future(future)

@@ -129,16 +129,20 @@ class Service:
     def begin_rank(
         self, query: Query, items: Sequence[str], item_features: Any, finish: Callable[[Answer], T]
     ) -> Future[T]:
-        """Does not block; the future's outcome is what `finish` makes of the answer, in a worker's thread."""
+        """Does not block; the future's outcome is what `finish` makes of the answer, in a worker's thread.
+
+        RequestError (503) where too many are ahead.
+        """
         steps = self.pipeline.ranking(query, items, item_features)
-        return self.pipeline.begin(steps, lambda answer: finish(self._answered(answer)))
+        return self.pipeline.admit(steps, len(items), query.deadline, lambda answer: finish(self._answered(answer)))
 
     def begin_recommend(
         self, query: Query, count: int, exclude: Sequence[str], finish: Callable[[Answer], T]
     ) -> Future[T]:
         """As `begin_rank`, for items that are to be found."""
         steps = self.pipeline.recommendation(query, count, exclude)
-        return self.pipeline.begin(steps, lambda answer: finish(self._answered(answer)))
+        items = min(self.pipeline.items, sum(k for _, k, _ in self.pipeline.served.sources))
+        return self.pipeline.admit(steps, items, query.deadline, lambda answer: finish(self._answered(answer)))
 
     def _answered(self, answer: Answer) -> Answer:
         self.explanations.keep(answer)
