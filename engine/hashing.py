@@ -41,8 +41,9 @@ def fingerprint(value: object) -> int:
 
 def fingerprints(values: Iterable[object]) -> np.ndarray:
     """Fingerprints of a short list of ids (a request's candidates) -> int64 [n]."""
-    hash64 = mmh3.hash64
-    return np.fromiter((hash64(canonical(v).encode(), 0, True, True)[0] for v in values), dtype=np.int64)
+    texts = [v if type(v) is str else canonical(v) for v in values]
+    digests = b"".join(map(mmh3.mmh3_x64_128_digest, map(str.encode, texts)))  # a third of the time of `fingerprint`
+    return np.frombuffer(digests, dtype="<i8")[::2].astype(np.int64)
 
 
 def fingerprint_column(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

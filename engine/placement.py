@@ -104,7 +104,7 @@ class HashedRows(nn.Module):
 
     def forward(self, prints: Tensor, slot: Tensor) -> Tensor:
         """prints int64 [n] or [F, m]; slot (whose placement) int64 [n] or [F, 1] -> rows int64 [n or F m, lookups]."""
-        rows = torch.remainder(mix(prints[..., None], self.seeds[slot]), self.moduli[slot])
+        rows = torch.remainder(mix(prints[..., None], _at(self.seeds, slot)), _at(self.moduli, slot))
         return rows.reshape(-1, self.lookups)
 
 
@@ -149,20 +149,20 @@ class Vocabularies(nn.Module):
 
     def forward(self, prints: Tensor, slot: Tensor) -> Tensor:
         """prints int64 [n] or [F, m]; slot (whose placement) int64 [n] or [F, 1] -> rows int64 [n or F m, 1]."""
-        shift, base, end, offset, unknown_rows, seed = self.slots[slot].unbind(-1)
-        place = self._at(self.starts, (prints >> shift).add_(base)).to(torch.int64)
+        shift, base, end, offset, unknown_rows, seed = _at(self.slots, slot).unbind(-1)
+        place = _at(self.starts, (prints >> shift).add_(base)).to(torch.int64)
         for stride in self._strides:
-            place.add_(self._at(self.prints, place + (stride - 1)) < prints, alpha=stride)
-        known = (self._at(self.prints, place) == prints).logical_and_(place < end)
+            place.add_(_at(self.prints, place + (stride - 1)) < prints, alpha=stride)
+        known = (_at(self.prints, place) == prints).logical_and_(place < end)
         place.add_(offset)
         if self._one_unknown:
             return place.mul_(known).view(-1, 1)
         return torch.where(known, place, torch.remainder(mix(prints, seed), unknown_rows)).view(-1, 1)
 
-    @staticmethod
-    def _at(values: Tensor, places: Tensor) -> Tensor:
-        """values[places]; `index_select` takes half the time of indexing."""
-        return values.index_select(0, places.view(-1)).view(places.shape)
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """values[places]; `index_select` takes half the time of indexing."""
+    return values.index_select(0, places.view(-1)).view(*places.shape, *values.shape[1:])
 
 
 def _bucket(prints: np.ndarray, bits: int) -> np.ndarray:

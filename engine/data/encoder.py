@@ -103,7 +103,10 @@ class FeatureEncoder:
             if feature.is_dense:
                 numbers[name] = values.values
             else:
-                ids[name] = (values.values, None if values.offsets is None else np.diff(values.offsets))
+                ids[name] = (
+                    values.values,
+                    None if values.offsets is None else values.offsets[1:] - values.offsets[:-1],
+                )
         return self.assemble(ids, numbers, 1, targets)
 
     def _names_item(self, feature: FeatureSpec) -> bool:
@@ -164,7 +167,11 @@ def _matrix(columns: list[np.ndarray], rows: int) -> torch.Tensor:
 
 def _taken(column: Encoded, rows: np.ndarray) -> Encoded:
     values, lengths = column.take(rows)
-    return Encoded(values, None if lengths is None else np.concatenate([[0], np.cumsum(lengths)]))
+    if lengths is None:
+        return Encoded(values)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    lengths.cumsum(out=offsets[1:])
+    return Encoded(values, offsets)
 
 
 def _choose(first: np.ndarray, a: Encoded, b: Encoded) -> Encoded:

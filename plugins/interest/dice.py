@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,16 +41,31 @@ class Dice(nn.Module):
         return y
 
     def _with_running_statistics(self, s: Tensor) -> Tensor:
-        scale = torch.rsqrt(self.running_var + self.eps)
         if torch.is_grad_enabled():
+            scale = torch.rsqrt(self.running_var + self.eps)
             p = torch.sigmoid((s - self.running_mean) * scale)
             return s * (self.alpha + (1 - self.alpha) * p)
-        return _dice(s, self.alpha, self.running_mean, scale, out=s)
+        return _dice(s, _tile(*self._folded()), out=s)
+
+    def _folded(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(scale, shift, alpha, beta), each [C]: f(s) = s * (alpha + beta * sigmoid(scale * s + shift))."""
+        scale = torch.rsqrt(self.running_var + self.eps)
+        return scale, -self.running_mean * scale, self.alpha, 1 - self.alpha
+
+    def for_blocks(self) -> Callable[[Tensor], Tensor]:
+        """Dice with its running statistics, for blocks that fit the cache: s [P, C] -> the same tensor, overwritten."""
+        scale, shift, alpha, beta = self._folded()
+
+        def dice(s: Tensor) -> Tensor:
+            p = torch.addcmul(shift, s, scale).sigmoid_()
+            return s.mul_(torch.addcmul(alpha, p, beta, out=p))
+
+        return dice
 
 
-def _dice(s: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor, out: Tensor) -> Tensor:
-    """Dice for given statistics, contiguous [P, C] -> `out` [P, C] (may be s itself), without gradient."""
-    parameters = _tile(scale, -mean * scale, alpha, 1 - alpha)
+def _dice(s: Tensor, parameters: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Dice for tiled (scale, -mean scale, alpha, 1 - alpha), contiguous [P, C] -> `out` [P, C] (may be s itself),
+    without gradient."""
     for block, y in zip(_blocks(s), _blocks(out), strict=True):
         wide_scale, shift, wide_alpha, beta = (p[: block.shape[1]] for p in parameters)
         p = torch.addcmul(shift, block, wide_scale).sigmoid_()
@@ -87,7 +103,8 @@ class _Dice(torch.autograd.Function):
         ctx.save_for_backward(s, alpha, mean, scale, count)
         ctx.everywhere = everywhere
         ctx.mark_non_differentiable(mean, var, rows)
-        return _dice(s, alpha, mean, scale, torch.empty_like(s)), mean, var, rows
+        parameters = _tile(scale, -mean * scale, alpha, 1 - alpha)
+        return _dice(s, parameters, torch.empty_like(s)), mean, var, rows
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

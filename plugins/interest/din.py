@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Literal
 
@@ -66,25 +67,33 @@ class DINInterest(InterestModel):
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
         x = torch.cat([items, items * ragged.repeat(targets, pairs)], dim=1)
         x = ragged.repeat(bias, pairs).addmm_(x, torch.cat([by_item, by_product], dim=1).T)
-        logits = self._behind_first_layer(x)
+        logits = self._behind_first_layer(x, self.activations)
         return ragged.segment_softmax(logits, pairs) if self.options.softmax else logits
 
     def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:
         """Targets [N, D], items [H, D] -> [N, D]; without gradient in blocks of targets that stay in the cache."""
+        first = self._first_layer()
         if torch.is_grad_enabled():
-            return self._weights_of_one(targets, items) @ items
+            return self._weights_of_one(targets, items, first, self.activations) @ items
+        activations = [a.for_blocks() if isinstance(a, Dice) and not a.training else a for a in self.activations]
         numbers = len(items) * self.options.hidden[0]
         blocks = targets.split(max(1, _BLOCK // max(1, numbers)))
-        return torch.cat([self._weights_of_one(block, items) @ items for block in blocks])
+        found = [self._weights_of_one(block, items, first, activations) @ items for block in blocks]
+        return torch.cat(found) if len(found) > 1 else found[0]
 
-    def _weights_of_one(self, targets: Tensor, items: Tensor) -> Tensor:
-        """One user: targets [N, D], items [H, D] -> weights [N, H]."""
-        by_item, by_target, by_product = self._first_layer()
+    def _weights_of_one(
+        self,
+        targets: Tensor,
+        items: Tensor,
+        first: tuple[Tensor, Tensor, Tensor],
+        activations: Iterable[Callable[[Tensor], Tensor]],
+    ) -> Tensor:
+        """One user: targets [N, D], items [H, D], what `_first_layer` gave -> weights [N, H]."""
+        by_item, by_target, by_product = first
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
-        read = by_item + by_product * targets.unsqueeze(1)  # [N, hidden, D]
-        x = items @ read.flatten(0, 1).T  # [H, N * hidden]
-        x = x.add_(bias.flatten()).view(-1, bias.shape[1])
-        weights = self._behind_first_layer(x).view(len(items), len(targets)).T
+        read = torch.addcmul(by_item, by_product, targets.unsqueeze(1))  # [N, hidden, D]
+        x = torch.addmm(bias.flatten(), items, read.flatten(0, 1).T).view(-1, bias.shape[1])  # [H, N * hidden] before
+        weights = self._behind_first_layer(x, activations).view(len(items), len(targets)).T
         return torch.softmax(weights, dim=1) if self.options.softmax else weights
 
     def _first_layer(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,9 +101,9 @@ class DINInterest(InterestModel):
         a, b, c, m = self.layers[0].weight.split(self.dim, dim=1)
         return a + c, b - c, m
 
-    def _behind_first_layer(self, x: Tensor) -> Tensor:
+    def _behind_first_layer(self, x: Tensor, activations: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
         """Sums of the first layer [P, hidden] -> one number a pair [P]."""
-        for activation, layer in zip(self.activations, self.layers[1:], strict=True):
+        for activation, layer in zip(activations, self.layers[1:], strict=True):
             x = layer(activation(x))
         return x.squeeze(1)
 
