@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
 import os
-from urllib.parse import urlsplit
+import re
 
 from engine.errors import ConfigError
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
 """What a balancer asks without a token."""
+
+_HOST = re.compile(r"(?:(?P<name>[A-Za-z0-9._-]*)|\[(?P<six>[0-9A-Fa-f:.]+)\])(?::[0-9]{1,5})?")
 
 
 class Guard:
@@ -37,15 +38,18 @@ class Guard:
         if scheme.lower() == "basic":
             try:
                 token = base64.b64decode(token, validate=True).decode().partition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # no base64, or no text in it
                 token = ""
         elif scheme.lower() != "bearer":
             token = ""
         return hmac.compare_digest(hashlib.sha256(token.encode()).digest(), self._digest)
 
     def knows_host(self, host: str) -> bool:
-        """Whether the Host header may be answered."""
-        return self._any_host or is_loopback(urlsplit(f"//{host}").hostname or "")
+        """Whether the Host header may be answered. One that is no name or address, with or without a port, never is."""
+        found = _HOST.fullmatch(host)
+        if found is None:
+            return False
+        return self._any_host or is_loopback((found["name"] or found["six"] or "").lower())
 
 
 def is_loopback(host: str) -> bool:

@@ -23,6 +23,7 @@ from engine.pipeline import Answer, Query
 from serving.app import serve_with
 from serving.auth import check_address, token_from
 from serving.codec import encode_answer
+from serving.protocol import BoundedProtocol
 from serving.service import Service
 
 log = logging.getLogger("plexrank.serving")
@@ -69,7 +70,7 @@ def serve(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
-        h11_max_incomplete_event_size=64 << 10,
+        http=BoundedProtocol,
     )
 
 

@@ -34,6 +34,7 @@ from engine.train_command import Run, train_run, write
 from serving import selfcheck
 from serving.app import serve_with
 from serving.playground import curl
+from serving.protocol import BoundedProtocol
 from serving.service import Service
 
 PORT = 8080
@@ -188,7 +189,7 @@ def _serve(
     service = Service.open(bundle.path, None, state)
     app = serve_with(service)
     with _listen(port) as sock:
-        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+        settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, http=BoundedProtocol)
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="plexrank-demo", daemon=True)
         thread.start()

@@ -8,6 +8,7 @@ import time
 import uuid
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.auth import OPEN_PATHS, Guard
@@ -27,6 +28,8 @@ HEADERS = {
 }
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TRACE = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+GONE = 499
+"""Counted for a client that hung up before its request was whole; nobody gets it."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -58,9 +61,13 @@ class Edge:
                     out.setdefault(name, value)
             await send(message)
 
+        # Whatever answers GET answers HEAD: the server below leaves the body out.
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             refusal = self._refuse(scope, headers)
-            await (refusal or self.app)(scope, receive, reply)
+            await (refusal or self.app)(inner, receive, reply)
+        except ClientDisconnect:
+            status = GONE
         except Exception:
             log.exception("request %s: %s %s failed", request_id, scope["method"], scope["path"])
             if started:
@@ -69,7 +76,7 @@ class Edge:
                 scope, receive, reply
             )
         finally:
-            route = scope.get("route")
+            route = inner.get("route")
             self.metrics.answered(getattr(route, "path", "unmatched"), scope["method"], status, begin)
 
     def _refuse(self, scope: Scope, headers: Headers) -> ASGIApp | None:

@@ -23,11 +23,13 @@ PROBLEMS = {
     403: ("forbidden", "Refused"),
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The address does not take this method"),
+    408: ("too-slow", "The request did not come in time"),
     409: ("conflict", "Another change is under way"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body is not of a type that is understood"),
     421: ("misdirected", "The Host header does not name this server"),
     422: ("unprocessable", "The request does not fit"),
+    431: ("head-too-large", "The request's head is too large"),
     500: ("internal", "The server failed"),
     503: ("unavailable", "The server cannot answer now"),
 }

@@ -26,19 +26,26 @@ def media_type(request: Request, allowed: frozenset[str]) -> str:
     return kind
 
 
+BODY_SECONDS = 10.0
+
+
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; RequestError (413) as soon as it is known to be longer than `limit` bytes."""
+    """The whole body. RequestError: 413 once it is known to be longer than `limit` bytes, 408 where it is slow."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise RequestError(f"the body has {declared} bytes; at most {limit} are taken", status=413)
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise RequestError("compressed bodies are not taken", status=415)
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise RequestError(f"the body has more than {limit} bytes", status=413)
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise RequestError(f"the body has more than {limit} bytes", status=413)
+                chunks.append(chunk)
+    except TimeoutError:
+        raise RequestError(f"the body did not come within {BODY_SECONDS:.0f} seconds", status=408) from None
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

@@ -39,7 +39,7 @@ def takes(kind: type[Any], example: Any) -> dict[str, Any]:
 
 def gives(kind: type[Any], description: str, *errors: int, status: int = 200) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: its answer, and the errors that it may give beside those of every route."""
-    every = {400, 401, 403, 421, 500, 503, *errors}
+    every = {400, 401, 403, 421, 500, 503, *errors, *({408} if 413 in errors else ())}
     return {
         status: {"description": description, "content": {"application/json": {"schema": _ref(kind)}}},
         **{code: fails(code) for code in sorted(every)},

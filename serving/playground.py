@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Protocol, Self
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 import orjson
 from fastapi import APIRouter, Request
@@ -27,6 +27,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from engine.components import UserState
 from engine.errors import PlexrankError, RequestError
 from serving import ranking_view as view
+from serving.limits import read_body
 
 log = logging.getLogger("plexrank.playground")
 
@@ -111,17 +112,16 @@ def same_origin(request: Request) -> bool:
     site = request.headers.get("sec-fetch-site")
     if site is not None:
         return site == "same-origin"
-    origin = request.headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+    origin = request.headers.get("origin", "")
+    return origin.partition("://")[2] == request.headers.get("host", "") != ""
 
 
 async def form(request: Request) -> dict[str, str]:
     """A urlencoded form of bounded size -> its last values."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > FORM_BYTES:
-            raise Refusal(413, "Too much", f"A form may have {FORM_BYTES:,} bytes.")
+    try:
+        body = await read_body(request, FORM_BYTES)
+    except RequestError as error:
+        raise Refusal(error.status, "Not taken", str(error)) from None
     try:
         fields = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError:

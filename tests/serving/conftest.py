@@ -17,6 +17,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from serving.app import create_app
+from serving.protocol import BoundedProtocol
 from serving.service import Service
 
 
@@ -49,7 +50,7 @@ def run(app: FastAPI) -> tuple[Running, Callable[[], None]]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     port = sock.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, http=BoundedProtocol))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     for _ in range(1200):
