@@ -55,9 +55,14 @@ def table_name(name: str) -> str:
 
 
 class TableOptions(PluginOptions):
-    """Options of every table-shaped method."""
+    """Options of every table-shaped method.
 
-    init: float = Field(0.05, ge=0, description="weights start uniform in [-init, init]")
+    `init` is small because row-wise Adagrad's first step on a row is as long as its learning rate, whatever the
+    gradient: rows that training hardly sees should not be louder than those it knows. On MovieLens-100k (DIN, time split,
+    three seeds, learning rate .05) 0.01 gave AUC .7160 and logloss .6164, 0.05 gave .7162 and .6187.
+    """
+
+    init: float = Field(0.01, ge=0, description="weights start uniform in [-init, init]")
 
 
 class TableEmbedding(EmbeddingMethod):
@@ -66,6 +71,8 @@ class TableEmbedding(EmbeddingMethod):
     The numbers that the tables start from depend on torch's seed when the module is made and on the table's name, not
     on the order of tables, the number of processes or the sharding.
     """
+
+    options: TableOptions
 
     def __init__(
         self, features: Sequence[FeatureSpec], options: PluginOptions, statistics: Mapping[str, IdStatistics]
@@ -147,7 +154,7 @@ class TableEmbedding(EmbeddingMethod):
     @torch.no_grad()
     def initialise(self) -> None:
         """Fills the tables, or this process's shards of them, with their first weights."""
-        half = getattr(self.options, "init", 0.05)
+        half = self.options.init
         unknown = {p.table.name: p.unknown_rows for p in self._placements.values() if isinstance(p, Own)}
         for name, weight, first in self._local_weights():
             seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:6], "little")
