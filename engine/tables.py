@@ -58,8 +58,8 @@ class TableOptions(PluginOptions):
     """Options of every table-shaped method.
 
     `init` is small because row-wise Adagrad's first step on a row is as long as its learning rate, whatever the
-    gradient: rows that training hardly sees should not be louder than those it knows. On MovieLens-100k (DIN, time split,
-    three seeds, learning rate .05) 0.01 gave AUC .7160 and logloss .6164, 0.05 gave .7162 and .6187.
+    gradient: rows that training hardly sees should not be louder than those it knows. On MovieLens-100k (DIN, time
+    split, three seeds, learning rate .05) 0.01 gave AUC .7160 and logloss .6164, 0.05 gave .7162 and .6187.
     """
 
     init: float = Field(0.01, ge=0, description="weights start uniform in [-init, init]")
