@@ -51,8 +51,6 @@ def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:
     variable = service.config.token_env
     guard = Guard(token_from(variable), any_host=insecure)
     metrics = Metrics(service.plugins)
-    serving = service.pipeline.served.bundle
-    metrics.serves(serving.name, serving.version)
     server = Server(service, metrics)
 
     @asynccontextmanager
@@ -74,7 +72,9 @@ def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:
     errors.install(app)
     for routes in (rank, events, explain, users, models, health):
         app.include_router(routes.router(server))
-    app.include_router(playground.router(ServerConsole(server), variable))
+    play = playground.Playground(ServerConsole(server), variable)
+    service.forgetful.append(play.forget)
+    app.include_router(playground.router(play))
     _document(app)
     publish(app, secured=guard.needs_token)
     app.add_middleware(Edge, guard=guard, metrics=metrics)

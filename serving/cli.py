@@ -24,6 +24,7 @@ from serving.app import serve_with
 from serving.auth import check_address, token_from
 from serving.codec import encode_answer
 from serving.protocol import BoundedProtocol
+from serving.server import Server
 from serving.service import Service
 
 log = logging.getLogger("plexrank.serving")
@@ -57,7 +58,7 @@ def serve(
     except PlexrankError:
         service.close()
         raise
-    _reload_on_hangup(service)
+    _reload_on_hangup(app.state.server)
     # What was loaded stays: the collector need not walk it again and again between requests.
     gc.collect()
     gc.freeze()
@@ -74,10 +75,10 @@ def serve(
     )
 
 
-def _reload_on_hangup(service: Service) -> None:
+def _reload_on_hangup(server: Server) -> None:
     def load() -> None:
         try:
-            service.load()
+            server.load()
         except PlexrankError as error:
             log.error("the bundle is refused, the one before goes on: %s", error)
 

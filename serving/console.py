@@ -46,17 +46,17 @@ class ServerConsole:
 
     def users(self, prefix: str, limit: int) -> Sequence[UserState]:
         """The first of the users whose id begins so, 2 before 10; without the feature that repeats the id."""
-        store = self.server.service.store
-        names = sorted(store.users(_NATURAL, prefix), key=lambda name: (len(name) if name.isdigit() else 0, name))
-        schema = self.server.service.pipeline.served.schema
+        service = self.server.service
+        names = sorted(service.users(_NATURAL, prefix), key=lambda name: (len(name) if name.isdigit() else 0, name))
+        schema = service.pipeline.served.schema
         ids = {f.name for f in schema.features if f.column == schema.user}
-        states = [store.get(name) for name in names[:limit]]
+        states = [service.user(name) for name in names[:limit]]
         for state in states:
             state.features = {name: value for name, value in state.features.items() if name not in ids}
         return states
 
     def user(self, user: str) -> UserState:
-        return self.server.service.store.get(user)
+        return self.server.service.user(user)
 
     def cards(self, ids: Sequence[str]) -> Mapping[str, Card]:
         """Titles and attributes of the items that the catalogue knows."""
@@ -111,7 +111,7 @@ class ServerConsole:
             data["ranking"] = request_id
         name = uuid.uuid4().hex
         event = {"id": name, "source": SOURCE, "specversion": "1.0", "type": "interaction", "data": data}
-        before = len(service.store.get(user).history)
+        before = len(service.user(user).history)
         received = service.receive([msgspec.json.encode(event)])
         self.server.metrics.received(received)
         receipt = received.receipts[0]
@@ -119,7 +119,7 @@ class ServerConsole:
             raise RequestError(receipt.error or "the event was refused")
         if received.degraded:
             raise EventError(f"the event is in the log, but not yet in the history ({', '.join(received.degraded)})")
-        state = service.store.get(user)
+        state = service.user(user)
         return Receipt(
             id=name,
             type=kind,

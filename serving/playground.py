@@ -193,6 +193,11 @@ class Playground:
         """The users whose id begins so; the page's script marks the one that is shown."""
         return self.render("users.html", users=self.console.users(prefix, USERS), query=prefix, user="")
 
+    def forget(self, user: str) -> None:
+        """Drops a user's receipts."""
+        for receipt in [receipt for receipt in self.receipts if receipt.user == user]:
+            self.receipts.remove(receipt)
+
     def first(self) -> str:
         found = self.console.users("", 1)
         return found[0].user if found else ""
@@ -246,9 +251,9 @@ def _refusing(refused: str, failed: str) -> Iterator[None]:
         raise Refusal(503, failed, str(error)) from error
 
 
-def router(console: Console, token_env: str | None = None) -> APIRouter:
+def router(play: Playground) -> APIRouter:
     """The page's routes, to be mounted at the root; left out of the OpenAPI document, which is for programs."""
-    play = Playground(console, token_env)
+    console = play.console
     routes = APIRouter(include_in_schema=False)
 
     async def run(function: Callable[..., Response], *arguments: Any) -> Response:

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import Response
 
+from engine.bundle import Bundle
 from engine.config import LimitsConfig
 from engine.deadline import Deadline
-from engine.errors import RequestError
+from engine.errors import PlexrankError, RequestError
 from engine.pipeline import Query
 from serving.codec import RankIn, RecommendIn, decode, encode, ids, one_id
 from serving.limits import JSON, Gate, media_type, read_body
@@ -29,10 +30,23 @@ class Server:
         self.rankings = Gate("explain", threads=limits.threads, waiting=limits.queue, refused=shed)
         self.events = Gate("events", threads=4, waiting=limits.queue, refused=shed)
         self.chores = Gate("chores", threads=2, waiting=16, refused=shed)
+        bundle = service.pipeline.served.bundle
+        metrics.serves(bundle.name, bundle.version)
 
     @property
     def limits(self) -> LimitsConfig:
         return self.service.config.limits
+
+    def load(self, name: str | None = None) -> Bundle:
+        """Another bundle serves, or the same one read again; counted either way."""
+        try:
+            bundle = self.service.load(name)
+        except PlexrankError:
+            self.metrics.swaps.labels("refused").inc()
+            raise
+        self.metrics.swaps.labels("loaded").inc()
+        self.metrics.serves(bundle.name, bundle.version)
+        return bundle
 
     async def body(self, request: Request, kind: type[T]) -> T:
         """The body of a JSON route, within the limits."""

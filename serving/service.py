@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from engine.bundle import Bundle
-from engine.components import EventLog, Scorer, StateStore
+from engine.components import EventLog, Scorer, StateStore, UserState
 from engine.config import ComponentConfig, ServingConfig
 from engine.deadline import Workers
 from engine.errors import BundleError, PlexrankError, RequestError
@@ -76,6 +77,7 @@ class Service:
             filter_seen=self.config.filter_seen,
         )
         self.explanations = Explanations(self.pipeline)
+        self.forgetful: list[Callable[[str], None]] = [self.explanations.forget]  # called with a user to be erased
         self.intake = Intake(
             events,
             store,
@@ -165,13 +167,29 @@ class Service:
     def receive(self, documents: Sequence[bytes | msgspec.Raw]) -> Received:
         return self.intake.receive(documents)
 
+    # ------------------------------------------------------------------------------------------------ users
+    def user(self, user: str) -> UserState:
+        """What is kept of a user. PlexrankError where the store does not answer."""
+        with _part("the state store"):
+            return self.store.get(user)
+
+    def users(self, limit: int, prefix: str) -> list[str]:
+        """The first names that begin so. PlexrankError where the store does not answer."""
+        with _part("the state store"):
+            return self.store.users(limit, prefix)
+
     def erase(self, user: str) -> Erased:
-        """Removes a user's state, events and kept answers. A part that fails raises after the others were removed."""
-        self.explanations.forget(user)
+        """Removes a user's events, state and what is kept in memory. One that fails raises after the others went."""
         try:
-            events = self.log.erase(user)
+            with _part("the event log"):
+                events = self.log.erase(user)
         finally:
-            state = self.store.delete(user)
+            try:
+                with _part("the state store"):
+                    state = self.store.delete(user)
+            finally:
+                for forget in self.forgetful:
+                    forget(user)
         return Erased(state, events)
 
     # -------------------------------------------------------------------------------------------- bundles
@@ -222,7 +240,6 @@ class Service:
         ]
         return uses | set(serving)
 
-    # ------------------------------------------------------------------------------------------------ users
     def check_user(self, user: str) -> str:
         """RequestError for a text that cannot be a user's id."""
         try:
@@ -253,6 +270,18 @@ class Service:
         self._told.close()
         self.store.close()
         self.log.close()
+
+
+@contextmanager
+def _part(name: str) -> Iterator[None]:
+    """Whatever a store or a log raises, as a PlexrankError."""
+    try:
+        yield
+    except PlexrankError:
+        raise
+    except Exception as error:
+        log.warning("%s: %s: %s", name, type(error).__name__, error)
+        raise PlexrankError(f"{name} does not do what it is asked ({type(error).__name__}); try again soon") from error
 
 
 def _as_it_is(answer: Answer) -> Answer:

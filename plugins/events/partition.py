@@ -86,7 +86,10 @@ class Partition:
             if self._out is None:
                 raise EventError(f"{self.folder}: the event log is closed")
             if self._segments[-1].size >= self.retention.segment_bytes:
-                self._roll()
+                try:
+                    self._roll()
+                except OSError as error:
+                    raise EventError(f"{self.folder}: the event log cannot be written: {error.strerror}") from error
             segment = self._segments[-1]
             first, start = segment.next_offset, segment.size
             chunks = [encode(first + n, key, value) for n, (key, value) in enumerate(records)]

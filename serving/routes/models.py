@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from engine.errors import PlexrankError
 from serving.codec import LoadIn, ModelOut
 from serving.openapi import gives, takes
 from serving.server import Server, answer
@@ -14,7 +13,7 @@ from serving.views import LoadedOut, ModelsOut, PluginOut, PluginsOut
 
 def router(server: Server) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["models and plugins"])
-    service, metrics = server.service, server.metrics
+    service = server.service
 
     def about() -> ModelsOut:
         bundle = service.pipeline.served.bundle
@@ -22,13 +21,7 @@ def router(server: Server) -> APIRouter:
 
     def load(name: str) -> LoadedOut:
         previous = service.pipeline.served.bundle.version
-        try:
-            bundle = service.load(name)
-        except PlexrankError:
-            metrics.swaps.labels("refused").inc()
-            raise
-        metrics.swaps.labels("loaded").inc()
-        metrics.serves(bundle.name, bundle.version)
+        bundle = server.load(name)
         return LoadedOut(ModelOut(bundle.name, bundle.version), previous)
 
     def table() -> PluginsOut:

@@ -18,7 +18,7 @@ def router(server: Server) -> APIRouter:
     service = server.service
 
     def show(user: str) -> UserOut:
-        state = service.store.get(service.check_user(user))
+        state = service.user(service.check_user(user))
         if not (state.features or state.history or state.seen):
             raise RequestError("nothing is known of this user", status=404)
         history = [
@@ -43,7 +43,7 @@ def router(server: Server) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         prefix: Annotated[str, Query(max_length=256, description="of the id")] = "",
     ) -> Response:
-        return answer(UsersOut(await server.chores.run(service.store.users, limit, prefix)))
+        return answer(UsersOut(await server.chores.run(service.users, limit, prefix)))
 
     @routes.get(
         "/users/{user:path}",

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from film_world import FilmConsole
 from live_page import Watch, absent, serve
 
-from serving.playground import router
+from serving.playground import Playground, router
 
 FLAGS = [
     "--headless=new",
@@ -57,7 +57,7 @@ def site() -> Iterator[Site]:
     """The page over the small world of films."""
     console = FilmConsole()
     app = FastAPI()
-    app.include_router(router(console))
+    app.include_router(router(Playground(console)))
     origin, stop = serve(app)
     yield Site(origin, console)
     stop()

@@ -12,7 +12,7 @@ from film_world import FilmConsole
 
 from engine.errors import RequestError
 from serving import ranking_view as view
-from serving.playground import curl, router
+from serving.playground import Playground, curl, router
 
 ORIGIN = "http://testserver"
 CLICK = {"user": "196", "item": "3", "request_id": "r", "shown": "[]"}
@@ -26,7 +26,7 @@ def console() -> FilmConsole:
 @pytest.fixture
 def client(console: FilmConsole) -> TestClient:
     app = FastAPI()
-    app.include_router(router(console))
+    app.include_router(router(Playground(console)))
     return TestClient(app, follow_redirects=False)
 
 

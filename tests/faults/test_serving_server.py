@@ -24,6 +24,7 @@ from engine.bundle import Bundle
 from engine.components import UserState
 from engine.config import ServingConfig
 from engine.errors import BundleError
+from plugins.events.partition import Retention
 from serving.app import create_app, serve_with
 from serving.service import Service
 
@@ -147,6 +148,61 @@ def test_a_store_that_fails_degrades_rankings_and_keeps_events(server: Any, monk
     assert service.store.get("storeless").history == []
     service.intake.recover()  # as the next start does
     assert service.store.get("storeless").history == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/users"), ("GET", "/v1/users/u1"), ("DELETE", "/v1/users/u1"), ("GET", "/?user=u1")],
+)
+def test_a_store_that_fails_is_a_503_where_nothing_can_be_said_without_it(
+    server: Any, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    client, service = server
+
+    def down(*_: Any, **__: Any) -> None:
+        raise ConnectionError("secret-host:6379")
+
+    for name in ("get", "users", "delete"):
+        monkeypatch.setattr(service.store, name, down)
+    answer = client.request(method, path)
+    assert answer.status_code == 503
+    assert "the state store does not do what it is asked (ConnectionError)" in answer.text
+    assert "secret-host" not in answer.text
+
+
+def test_what_can_be_forgotten_is_forgotten_when_the_store_fails(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, service = server
+    assert click(client, "gone", "1", "gone-1").status_code == 202
+    request_id = client.post("/v1/rank", json={"user": "gone", "items": ITEMS}).json()["request_id"]
+    monkeypatch.setattr(service.store, "delete", lambda _: (_ for _ in ()).throw(ConnectionError()))
+    assert client.delete("/v1/users/gone").status_code == 503
+    assert client.get(f"/v1/explain/{request_id}").status_code == 404
+    assert service.log.erase("gone") == 0
+
+
+def test_a_segment_that_cannot_be_begun_refuses_events_until_it_can(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, service = server
+    assert click(client, "u1", "1", "roll-1").status_code == 202
+    partition = service.log._partitions[0]
+    monkeypatch.setattr(partition, "retention", Retention(1))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plugins.events.partition.fsync_directory", full)
+        response = click(client, "u1", "2", "roll-2")
+        assert response.status_code == 503
+        assert "No space left on device" in response.json()["detail"]
+    assert click(client, "u1", "2", "roll-2").json()["events"][0] == {
+        "id": "roll-2",
+        "status": "accepted",
+        "partition": 0,
+        "offset": 1,
+    }
+    assert [record.offset for record in service.log.read({0: 0})] == [0, 1]
 
 
 def test_a_full_disk_refuses_events_and_nothing_else(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +380,7 @@ def test_the_command_serves_reloads_on_hangup_and_drains_on_term(models: Path, t
                 time.sleep(0.1)
                 assert process.poll() is None, process.stderr.read() if process.stderr else ""
         before = client.get("/v1/models").json()["since"]
+        assert "plexrank_bundle_loads_total{" not in client.get("/metrics").text
         assert click(client, "u1", "3", "cli-1").status_code == 202
         process.send_signal(signal.SIGHUP)
         for _ in range(100):
@@ -333,7 +390,13 @@ def test_the_command_serves_reloads_on_hangup_and_drains_on_term(models: Path, t
         assert client.get("/v1/models").json()["since"] > before
         truncate(models / "tiny")
         process.send_signal(signal.SIGHUP)
-        time.sleep(0.5)
+        for _ in range(100):
+            if 'result="refused"' in client.get("/metrics").text:
+                break
+            time.sleep(0.1)
+        figures = client.get("/metrics").text
+        assert 'plexrank_bundle_loads_total{result="loaded"} 1.0' in figures
+        assert 'plexrank_bundle_loads_total{result="refused"} 1.0' in figures
         assert client.post("/v1/rank", json={"user": "u1", "items": ITEMS}).json()["degraded"] == []
         client.close()
         process.send_signal(signal.SIGTERM)

@@ -264,6 +264,16 @@ def test_a_deleted_user_is_gone_from_state_log_and_explanations(server: Any) -> 
     assert server.client.delete(quoted).json() == {"user": user, "state": False, "events": 0}
 
 
+def test_a_deleted_user_is_gone_from_the_page_too(server: Any) -> None:
+    headers = {"sec-fetch-site": "same-origin", "hx-request": "true"}
+    for user in ("page-gone", "page-stays"):
+        data = {"user": user, "item": "5"}
+        assert server.client.post("/playground/events", data=data, headers=headers).status_code == 200
+    server.client.delete("/v1/users/page-gone")
+    assert "in the log at" not in server.client.get("/?user=page-gone").text
+    assert "in the log at" in server.client.get("/?user=page-stays").text
+
+
 def test_users_are_listed_by_prefix(server: Any) -> None:
     assert server.client.get("/v1/users", params={"limit": 3, "prefix": "u1"}).json() == {"users": ["u1", "u10", "u11"]}
     assert server.client.get("/v1/users", params={"limit": 0}).status_code == 422
