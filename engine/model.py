@@ -50,6 +50,16 @@ class RankingModel(nn.Module):
         self._sequences = schema.sequences if interest is not None else []
         self._keys = [f.name for f in (schema.embedded if self._sequences else self._fields)]
 
+    @property
+    def fields(self) -> list[FeatureSpec]:
+        """Features that the ranker reads as fields."""
+        return self._fields
+
+    @property
+    def sequences(self) -> list[FeatureSpec]:
+        """Features that the interest model reads."""
+        return self._sequences
+
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """-> task -> logits float32 [N]."""
         return self.score(batch, self.embed(batch))
@@ -60,25 +70,36 @@ class RankingModel(nn.Module):
 
     def score(self, batch: Batch, embedded: Mapping[str, JaggedTensor]) -> dict[str, Tensor]:
         """The rest of `forward`, from the vectors of `embed`."""
-        pooled = {f.name: _pool(f, embedded[f.name]) for f in self._fields}
+        pooled = {f.name: pool(f, embedded[f.name]) for f in self._fields}
         repeat = _Repeat(batch)
         requested = [f.name for f in self._fields if f.from_request]
         pooled.update(repeat({name: pooled[name] for name in requested}))
         dense = [repeat.one(batch.dense_user)] if batch.dense_user.shape[1] else []
         dense += [batch.dense_item] if batch.dense_item.shape[1] else []
+        columns = torch.cat(dense, dim=1) if dense else batch.dense_item.new_zeros(batch.targets, 0)
+        attended = self._attended(pooled, embedded) if self.interest is not None else None
+        return self.rank(pooled, columns, attended, batch.user_of_target)
+
+    def rank(
+        self,
+        pooled: Mapping[str, Tensor],
+        dense: Tensor,
+        attended: tuple[Tensor, JaggedTensor] | None,
+        user_of_target: Tensor,
+    ) -> dict[str, Tensor]:
+        """The end of `score`: one vector a field and target, dense [N, n + m], and what the interest model reads."""
         fields = {f.name: pooled[f.name] for f in self._fields}
         if self.interest is not None:
-            targets, history = self._attended(pooled, embedded)
-            fields[INTEREST] = self.interest(targets, history, batch.user_of_target)
-        columns = torch.cat(dense, dim=1) if dense else batch.dense_item.new_zeros(batch.targets, 0)
-        return self.ranker(Inputs(fields=fields, dense=columns))
+            assert attended is not None
+            fields[INTEREST] = self.interest(*attended, user_of_target)
+        return self.ranker(Inputs(fields=fields, dense=dense))
 
     def explain(self, batch: Batch) -> dict[str, JaggedTensor]:
         """sequence feature -> the weight of each history item for each target: values [P, 1] over N targets."""
         if self.interest is None:
             return {}
         embedded = self.embed(batch)
-        pooled = {s.of: _pool(self.schema[s.of], embedded[s.of]) for s in self._sequences}
+        pooled = {s.of: pool(self.schema[s.of], embedded[s.of]) for s in self._sequences}
         targets, history = self._attended(pooled, embedded)
         weights = self.interest.explain(targets, history, batch.user_of_target)
         return {s.name: weights for s in self._sequences}
@@ -140,7 +161,7 @@ class _Repeat:
         return dict(zip(fields, repeated.split(widths, dim=1), strict=True))
 
 
-def _pool(feature: FeatureSpec, vectors: JaggedTensor) -> Tensor:
+def pool(feature: FeatureSpec, vectors: JaggedTensor) -> Tensor:
     """One vector a row: the value's own, or the mean of several (zeros where there is none)."""
     return mean_pool(vectors) if feature.is_jagged else vectors.values()
 

@@ -67,8 +67,8 @@ class FeatureEncoder:
         """A batch from values by feature name: every embedded feature in `ids`, every dense one in `numbers`."""
         return Batch(
             ids=keyed_jagged({f.name: ids[f.name] for f in self._embedded}),
-            dense_user=_matrix([numbers[f.name] for f in self._dense_user], users),
-            dense_item=_matrix([numbers[f.name] for f in self._dense_item], targets),
+            dense_user=self.dense(numbers, of_items=False, rows=users),
+            dense_item=self.dense(numbers, of_items=True, rows=targets),
             user_of_target=torch.arange(targets) if users == targets else torch.zeros(targets, dtype=torch.int64),
         )
 
@@ -86,28 +86,41 @@ class FeatureEncoder:
         if rows is None:
             prints = fingerprints(request.items)
             rows = catalogue.rows_of(prints)
+        encoded = self.encode_user(request)
+        for feature in self.schema.features:
+            if not feature.from_request and feature.kind != "sequence":
+                encoded[feature.name] = self._of_items(feature, request, catalogue, rows, prints)
+        ids, numbers = self.parted(encoded)
+        ids.update(self._history(request.history, catalogue))
+        return self.assemble(ids, numbers, 1, targets)
+
+    def encode_user(self, request: ScoreRequest) -> dict[str, Encoded]:
+        """The user's and the context's features, one row each, without sequences."""
+        user, context = request.user, request.context
+        wanted = [f.name for f in self.schema.of_request() if f.kind != "sequence"]
+        return {name: self.encode_values(name, [user.get(name, context.get(name))]) for name in wanted}
+
+    def encode_items(self, catalogue: ArrowCatalogue, rows: np.ndarray) -> dict[str, Encoded]:
+        """The items' features for catalogue rows int64 [n], all of them known."""
+        request, prints = ScoreRequest({}, {}, [""] * len(rows)), catalogue.prints[rows]
+        items = [f for f in self.schema.features if not f.from_request and f.kind != "sequence"]
+        return {f.name: self._of_items(f, request, catalogue, rows, prints) for f in items}
+
+    def parted(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+        """Encoded columns -> (those that are embedded, with lengths; the dense ones), as `assemble` takes them."""
         ids: dict[str, Values] = {}
         numbers: dict[str, np.ndarray] = {}
-        history = self._history(request.history, catalogue)
-        for feature in self.schema.features:
-            name = feature.name
-            if feature.kind == "sequence":
-                ids[name] = history[name]
-                continue
-            if feature.from_request:
-                value = request.user.get(name, request.context.get(name))
-                values = self.encode_values(name, [value])
+        for name, column in encoded.items():
+            if self.schema[name].is_dense:
+                numbers[name] = column.values
             else:
-                values = self._of_items(feature, request, catalogue, rows, prints)
-                prints = values.values if self._names_item(feature) else prints
-            if feature.is_dense:
-                numbers[name] = values.values
-            else:
-                ids[name] = (
-                    values.values,
-                    None if values.offsets is None else values.offsets[1:] - values.offsets[:-1],
-                )
-        return self.assemble(ids, numbers, 1, targets)
+                offsets = column.offsets
+                ids[name] = (column.values, None if offsets is None else offsets[1:] - offsets[:-1])
+        return ids, numbers
+
+    def dense(self, numbers: Mapping[str, np.ndarray], *, of_items: bool, rows: int) -> torch.Tensor:
+        """The dense features of one side -> float32 [rows, n], in the schema's order."""
+        return _matrix([numbers[f.name] for f in (self._dense_item if of_items else self._dense_user)], rows)
 
     def _names_item(self, feature: FeatureSpec) -> bool:
         return feature.kind == "categorical" and feature.side == "item" and feature.column == self.schema.item

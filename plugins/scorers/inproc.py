@@ -15,6 +15,7 @@ from engine.bundle import Bundle
 from engine.components import PluginOptions, Scorer, ScoreRequest, Scores
 from engine.errors import BundleError, PlexrankError
 from engine.hookspecs import hookimpl
+from engine.item_side import ItemSide
 from engine.model import RankingModel
 from engine.plugins import installed
 from plugins.scorers.memory import keep_freed_memory
@@ -26,9 +27,15 @@ class _Loaded:
 
     bundle: Bundle
     model: RankingModel
+    items: ItemSide | None
     probe: ScoreRequest
 
     def logits(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
+        quick = self.items.logits(request) if self.items is not None else None
+        return self.all_of_it(request) if quick is None else quick
+
+    def all_of_it(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
+        """From raw values to logits, whatever the request holds."""
         with torch.inference_mode():
             batch = self.bundle.encoder.encode_request(request, self.bundle.catalogue)
             logits: dict[str, torch.Tensor] = self.model(batch)
@@ -53,6 +60,11 @@ class InprocScorer(Scorer):
             None, ge=1, description="torch threads an inference, of the whole process; default: as torch decides"
         )
         keep_memory: bool = Field(True, description="keep freed memory in the process: quicker; it stays at its peak")
+        item_vectors_mb: int = Field(
+            256,
+            ge=0,
+            description="most memory for items' vectors made at the start, MiB; beyond it each request makes its",
+        )
         warm_items: int = Field(200, ge=1, le=2000, description="candidates of the warm-up call")
 
     options: Options
@@ -76,8 +88,10 @@ class InprocScorer(Scorer):
         with self._loading:
             opened = Bundle.open(bundle)
             opened.check_parts()
-            loaded = _Loaded(opened, opened.model(installed()).eval(), self._probe(opened))
+            model = opened.model(installed()).eval()
             try:
+                items = ItemSide.make(model, opened.encoder, opened.catalogue, self.options.item_vectors_mb << 20)
+                loaded = _Loaded(opened, model, items, self._probe(opened))
                 for _ in range(2):
                     _check(loaded.scores(loaded.probe), loaded.probe)
             except Exception as error:
