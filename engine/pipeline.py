@@ -172,11 +172,11 @@ class Pipeline:
         scores, tasks = (_popularity(run.served, items), {}) if scored is None else _first_task(run.served, scored)
         order = np.argsort(-scores, kind="stable")
         run.ended("rank")
+        places = order.tolist()
         trace = Trace(state, query)
-        trace.item_features = {name: [values[p] for p in order] for name, values in item_features.items()}
-        trace.sources = [["request"]] * len(items)
-        trace.rules = [[] for _ in items]
-        return self._answer(run, scored, [items[p] for p in order], scores[order], _taken(tasks, order), trace)
+        trace.item_features = {name: [values[p] for p in places] for name, values in item_features.items()}
+        trace.sources, trace.rules = [["request"]] * len(items), [[]] * len(items)
+        return self._answer(run, scored, [items[p] for p in places], scores[order], _taken(tasks, order), trace)
 
     def recommendation(self, query: Query, count: int, exclude: Sequence[str] = ()) -> Steps[Answer]:
         """The steps of `recommend`."""

@@ -69,7 +69,7 @@ class ModelOut(Struct):
     version: str
 
 
-class ItemOut(Struct, omit_defaults=True):
+class ItemOut(Struct, omit_defaults=True, gc=False):
     """score: probability of the first task; position: from 1; propensity: probability of standing there."""
 
     id: str
@@ -179,7 +179,7 @@ def encode_answer(answer: Answer) -> bytes:
             for n, item in enumerate(answer.items)
         ]
     else:
-        items = [ItemOut(*row) for row in zip(answer.items, scores, range(1, len(scores) + 1), propensity, strict=True)]
+        items = list(map(ItemOut, answer.items, scores, range(1, len(scores) + 1), propensity))
     return encode(
         RankOut(
             request_id=answer.request_id,
