@@ -26,6 +26,7 @@ from engine.model import RankingModel
 from engine.plugins import Plugins, installed
 from engine.training.baselines import TrainingCounts, baselines, counts
 from engine.training.calibration import Calibration
+from engine.training.distributed import join
 from engine.training.evaluation import Predictions
 from engine.training.loop import TrainResult, peak_rss_mb, train
 from engine.training.report import Buckets, Scored, task_figures, write_report
@@ -116,7 +117,7 @@ def train_run(
     retrieval = None
     if config.retrieval is not None:
         retrieval = train_retrieval(config, prepared, plugins=plugins, progress=progress)
-    if int(os.environ.get("RANK", "0")) != 0:
+    if join().rank > 0:
         return None
     calibration = calibrate(config, result.validation)
     judged = result.test if result.test is not None else result.validation

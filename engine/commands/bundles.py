@@ -45,7 +45,8 @@ def verify(bundle: BundleArgument, json: JsonFlag = False) -> None:
         if findings:
             print_table(["", "what"], findings, styles={"problem": "red", "warning": "yellow"})
         state = "is whole" if result.ok else "is not fit to serve"
-        print(f"{bundle}: {result.name} {result.version} {state}; {result.files} files, {result.bytes:,} bytes")
+        known = f"{result.name} {result.version} {state}; {result.files} files, {result.bytes:,} bytes"
+        print(f"{bundle}: {known if result.version else state}")
     raise typer.Exit(0 if result.ok else 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -96,4 +97,4 @@ def init(
     if json:
         print_json({"folder": str(folder), "files": files})
         return
-    print(f"{folder}: {len(files)} files\nnext: cd {folder} && pip install --no-deps -e . && pytest")
+    print(f"{folder}: {len(files)} files\nnext: cd {shlex.quote(str(folder))} && pip install --no-deps -e . && pytest")

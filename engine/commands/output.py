@@ -18,7 +18,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON value, la
 
 def is_first_process() -> bool:
     """Under torchrun only the first process prints."""
-    return os.environ.get("RANK", "0") == "0"
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def print_json(value: Any) -> None:
@@ -78,14 +78,21 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-class Progress:
-    """Stages and how far each is, on stderr: bars on a terminal, one line a stage elsewhere.
+SILENCE = 30.0
+"""Seconds without a line after which a long stage says how far it is, where stderr is no terminal."""
 
-    Called as `progress(stage, fraction)`, fraction in [0, 1].
+
+class Progress:
+    """Stages and how far each is, on stderr: bars on a terminal, elsewhere a line where a stage begins, where it ends
+    with its seconds, and every `SILENCE` seconds between.
+
+    Called as `progress(stage, fraction)`, fraction in [0, 1]; what follows a semicolon in `stage` is detail that
+    changes, such as the epoch and the loss.
     """
 
     def __init__(self) -> None:
-        self._lines: dict[str, float] = {}
+        self._stage = self._latest = ""
+        self._began = self._told = 0.0
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
         self._quiet = not is_first_process()
@@ -106,18 +113,32 @@ class Progress:
     ) -> None:
         if self._bars is not None:
             self._bars.stop()
+        elif error is None:
+            self._end()
 
     def __call__(self, stage: str, fraction: float) -> None:
-        name = stage.split(",")[0]  # what follows is detail that changes, such as the epoch and the loss
+        name = stage.split(";")[0]
         if self._quiet:
             return
         if self._bars is not None:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(stage, total=1.0)
             self._bars.update(self._tasks[name], completed=fraction, description=stage)
-        elif name not in self._lines:
-            self._lines[name] = time.monotonic()
-            print(f"{name} ...", file=sys.stderr, flush=True)
-        elif fraction >= 1.0 and self._lines[name]:
-            print(f"{stage}: {time.monotonic() - self._lines[name]:.1f} s", file=sys.stderr, flush=True)
-            self._lines[name] = 0.0
+            return
+        now = time.monotonic()
+        if name != self._stage:
+            self._end()
+            self._stage, self._began, self._told = name, now, now
+            self._line(f"{name} ...")
+        elif now - self._told >= SILENCE:
+            self._told = now
+            self._line(f"{stage}: {fraction:.0%}")
+        self._latest = stage
+
+    def _end(self) -> None:
+        if self._stage:
+            self._line(f"{self._latest}: {time.monotonic() - self._began:.1f} s")
+            self._stage = ""
+
+    def _line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

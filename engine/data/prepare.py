@@ -48,7 +48,7 @@ def prepare(
     sources = [*files.interactions, *(p for p in (files.items, files.users) if p is not None)]
     folder = cache / "prepared" / digest(config, sources)
     cached(folder, lambda aside: _build(plan, Store(aside), tell))
-    tell("ready", 1.0)
+    tell("data ready", 1.0)
     return Prepared(plan, folder)
 
 

@@ -239,7 +239,7 @@ class Loop:
             return
         self._shown = now
         done, whole = self.state.step, self.steps * self.training.epochs
-        stage = f"training, epoch {self.state.epoch + 1}/{self.training.epochs}, loss {loss:.4f}"
+        stage = f"training; epoch {self.state.epoch + 1}/{self.training.epochs}, loss {loss:.4f}"
         self.progress(stage, min(1.0, done / whole))
 
     # ------------------------------------------------------------------------------------- the end of an epoch

@@ -134,7 +134,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def run_training(config: Any, out: Path, **rest: Any) -> dict[str, Any]:
         asked.append({"config": config, "out": out, **rest})
-        rest["progress"]("training, epoch 1", 1.0)
+        rest["progress"]("training; epoch 1", 1.0)
         return {"auc": 0.5, "gauc": float("nan"), "rows": {"train": 3}}
 
     monkeypatch.setattr("engine.train_command.run_training", run_training)
@@ -155,6 +155,7 @@ def test_only_the_first_process_of_torchrun_prints(
     plexrank: Command, tmp_path: Path, trained: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     answer = plexrank("train", write(tmp_path, MINIMAL), "--json")
     assert (answer.code, answer.out, answer.err) == (0, "", "")
 
@@ -220,11 +221,26 @@ def test_json_has_no_numbers_that_json_lacks() -> None:
     assert output.plain(value) == {"a": None, "b": [0.5, [1, 2]], "c": "x", "3": [True, None]}
 
 
-def test_progress_off_a_terminal_is_one_line_a_stage_and_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_off_a_terminal_is_a_line_where_a_stage_begins_and_one_where_it_ends(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with output.Progress() as progress:
-        for fraction in (0.0, 0.5, 1.0, 1.0):
-            progress(f"training, loss {fraction}", fraction)
+        for loss in (0.9, 0.5, 0.4):
+            progress(f"training; loss {loss}", 0.5)
+        progress("run 1 of 2, mean", 0.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training ..."
-    assert lines[1].startswith("training, loss 1.0: ")
-    assert len(lines) == 2
+    assert [line.split(":")[0] for line in lines] == [
+        "training ...", "training; loss 0.4", "run 1 of 2, mean ...", "run 1 of 2, mean",
+    ]  # fmt: skip
+
+
+def test_a_long_stage_says_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 1000, 10))  # ten seconds pass between two looks at the clock
+    monkeypatch.setattr(output.time, "monotonic", lambda: float(next(clock)))
+    with output.Progress() as progress:
+        for step in range(8):
+            progress(f"training; step {step}", step / 10)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.endswith("%")]
+    assert told == ["training; step 3: 30%", "training; step 6: 60%"]
