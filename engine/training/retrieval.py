@@ -136,17 +136,12 @@ def false_negatives(positives: Tensor, items: Tensor, users: Tensor | None) -> T
     positives int64 [B], items int64 [M] whose first B are the positives, users int64 [B] (None: all different) ->
     bool [B, M], false at a row's own positive.
     """
-    rows = own = torch.arange(len(positives))
-    liked = positives
-    if users is not None:
-        rows, others = torch.nonzero(users[:, None] == users[None, :], as_tuple=True)
-        liked = positives[others]
-    ascending, order = items.sort()
-    first = torch.searchsorted(ascending, liked)
-    count = torch.searchsorted(ascending, liked, right=True) - first
-    places = torch.arange(int(count.sum())) + (first - count.cumsum(0) + count).repeat_interleave(count)
-    mask = torch.zeros(len(positives), len(items), dtype=torch.bool)
-    mask[rows.repeat_interleave(count), order[places]] = True
+    own = torch.arange(len(positives))
+    distinct, item = items.unique(return_inverse=True)
+    user = own if users is None else users.unique(return_inverse=True)[1]
+    liked = np.zeros((len(positives), len(distinct)), dtype=bool)  # there are no more users than rows
+    liked[user.numpy(), item[: len(positives)].numpy()] = True
+    mask = torch.from_numpy(liked.take(item.numpy(), axis=1)).index_select(0, user)
     mask[own, own] = False
     return mask
 

@@ -73,6 +73,13 @@ def test_what_a_user_likes_elsewhere_in_the_batch_is_no_negative() -> None:
     ]
 
 
+def test_one_user_and_one_item_in_a_whole_batch_cost_no_more_than_the_mask() -> None:
+    """All pairs of rows times all equal columns would be 4096 ** 3 places."""
+    positives = torch.full((4096,), 3)
+    mask = false_negatives(positives, positives, torch.zeros(4096, dtype=torch.int64))
+    assert torch.equal(mask, ~torch.eye(4096, dtype=torch.bool))
+
+
 def test_masked_columns_leave_the_softmax() -> None:
     logits = torch.tensor([[2.0, 1.0, 5.0]])
     mask = torch.tensor([[False, False, True]])
