@@ -189,7 +189,12 @@ class Encoder(nn.Module, Component, ABC):
 
 
 class Loss(nn.Module, Component, ABC):
-    """A training objective: `forward(logits, labels, weight)` for rankers."""
+    """A training objective.
+
+    trains: what it is for, "ranker" or "encoder" or both; a configuration that uses it elsewhere is refused.
+    """
+
+    trains: ClassVar[frozenset[str]] = frozenset({"ranker"})
 
     def __init__(self, options: PluginOptions) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from engine.errors import PluginError
 from engine.schema import FeatureSpec, Schema
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+TASK = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
 
 
 class Section(BaseModel):
@@ -91,7 +92,9 @@ class DataConfig(Section):
     item: str | None = Field("item_id", description="column that names the item; null if none")
     time: str | None = Field("timestamp", description="column with the time, in seconds since 1970; null if none")
     title: str | None = Field(None, description="item column shown to people")
-    labels: dict[str, LabelConfig] = Field(min_length=1, description="task -> label; the first task ranks")
+    labels: dict[Annotated[str, Field(pattern=TASK)], LabelConfig] = Field(
+        min_length=1, description="task -> label; the first task ranks"
+    )
     split: SplitConfig = SplitConfig()
 
 

@@ -9,6 +9,9 @@ from engine.config import Config
 from engine.document import Place
 from engine.schema import FeatureSpec
 
+INTEREST = "interest"
+"""The field that the interest model fills (`engine.model`), beside those of the features."""
+
 _ONLY = {
     "of": ("sequence",),
     "separator": ("multi",),
@@ -53,15 +56,23 @@ def _features(config: Config) -> Iterator[tuple[Place, str]]:
                 )
         if feature.kind == "numeric" and "bins" in feature.model_fields_set and feature.transform != "bins":
             yield ("features", index, "bins"), f"needs 'transform: bins'; the transform is {feature.transform}"
+        if feature.name == INTEREST and config.interest is not None:
+            yield ("features", index, "name"), f"'{INTEREST}' is what the interest model fills; choose another name"
         if feature.is_dense and feature.dim is not None:
             yield ("features", index, "dim"), "a number has no embedding; remove it, or set 'transform: bins'"
 
 
 def _sequences(config: Config) -> Iterator[tuple[Place, str]]:
     by_name = {f.name: f for f in config.features}
+    first = next((f for f in config.features if f.kind == "sequence"), None)
     for index, feature in enumerate(config.features):
-        if feature.kind != "sequence":
+        if feature.kind != "sequence" or first is None:
             continue
+        if feature.max_length != first.max_length:
+            yield (
+                ("features", index, "max_length"),
+                f"{feature.max_length} differs from {first.max_length} of '{first.name}'; all list the same events",
+            )
         if not feature.of:
             yield ("features", index), f"sequence '{feature.name}' needs 'of': the feature whose past values it lists"
         elif feature.of not in by_name:

@@ -59,13 +59,18 @@ def check(document: Document, plugins: Plugins) -> Config:
     try:
         config = Config.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
-        mistakes += [(tuple(e["loc"]), describe(dict(e), Config)) for e in error.errors()]
+        mistakes += [(_place(e["loc"]), describe(dict(e), Config)) for e in error.errors()]
     else:
         mistakes += broken_rules(config)
         if not mistakes:
             return config
     mistakes.sort(key=lambda m: document.line(m[0]) or 0)
     raise ConfigError("\n".join(f"{document.where(place)}: {what}" for place, what in mistakes))
+
+
+def _place(loc: Sequence[str | int]) -> Place:
+    """pydantic's place, where a wrong key of a mapping counts as the key itself."""
+    return tuple(part for part in loc if part != "[key]")
 
 
 def override(document: Document, dotted: str, value: Any) -> None:
@@ -120,11 +125,16 @@ def _options(document: Document, plugins: Plugins) -> list[tuple[Place, str]]:
         if not (isinstance(value, dict) and isinstance(value.get("name"), str)):
             continue  # the structure is wrong: pydantic says so
         try:
-            model = plugins.get(kind, value["name"]).Options
+            found = plugins.get(kind, value["name"])
         except PluginError as error:
             mistakes.append(((*place, "name"), str(error)))
             continue
-        options = value.get("options") or {}
+        if kind == "losses" and (trained := "encoder" if place[0] == "retrieval" else "ranker") not in found.trains:
+            meant = " and ".join(f"{t}s" for t in sorted(found.trains))
+            mistakes.append(
+                ((*place, "name"), f"'{value['name']}' is a loss of {meant}; {place[0]} trains {trained}s here")
+            )
+        model, options = found.Options, value.get("options") or {}
         try:
             if isinstance(options, dict):
                 model.model_validate_json(json.dumps(options), strict=True)

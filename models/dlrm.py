@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from engine.components import Inputs, InputSpec, Ranker
@@ -28,7 +28,7 @@ class DLRMRanker(Ranker):
     name = "dlrm"
 
     class Options(MLPOptions):
-        bottom: tuple[int, ...] = Field((64,), description="hidden layers of the network over the dense columns")
+        bottom: tuple[PositiveInt, ...] = Field((64,), description="hidden layers of the dense columns' network")
         product_dim: int = Field(16, gt=0, description="width in which fields meet")
 
     def __init__(self, inputs: InputSpec, tasks: Sequence[str], options: Options) -> None:

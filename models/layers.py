@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from engine.components import Inputs, InputSpec, PluginOptions
@@ -19,7 +19,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "prelu": nn.PReLU, 
 class MLPOptions(PluginOptions):
     """Options of a network with hidden layers."""
 
-    hidden: tuple[int, ...] = Field((128, 64), description="widths of the hidden layers")
+    hidden: tuple[PositiveInt, ...] = Field((128, 64), description="widths of the hidden layers")
     activation: Activation = Field("relu", description="after each hidden layer")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of hidden units dropped in training")
     batch_norm: bool = Field(False, description="batch normalisation before each activation")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from engine.components import Inputs, InputSpec, Ranker
@@ -24,7 +24,7 @@ class MMoERanker(Ranker):
 
     class Options(MLPOptions):
         experts: int = Field(4, ge=1, le=64, description="experts that all tasks share")
-        tower: tuple[int, ...] = Field((32,), description="hidden layers of each task's tower")
+        tower: tuple[PositiveInt, ...] = Field((32,), description="hidden layers of each task's tower")
 
     def __init__(self, inputs: InputSpec, tasks: Sequence[str], options: Options) -> None:
         super().__init__(inputs, tasks, options)

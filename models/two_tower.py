@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from engine.components import Encoder, Inputs, InputSpec
@@ -20,7 +20,7 @@ class TwoTowerEncoder(Encoder):
     name = "two_tower"
 
     class Options(MLPOptions):
-        hidden: tuple[int, ...] = Field((64,), description="widths of the hidden layers of each tower")
+        hidden: tuple[PositiveInt, ...] = Field((64,), description="widths of the hidden layers of each tower")
         dim: int = Field(32, gt=0, le=1024, description="width of the common space")
 
     def __init__(self, user: InputSpec, item: InputSpec, options: Options) -> None:

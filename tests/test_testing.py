@@ -231,7 +231,7 @@ class SumsUp(BinaryCrossEntropy):
 
 def test_a_loss_that_forgets_weights_is_found() -> None:
     with pytest.raises(AssertionError, match="must not learn from rows of weight zero"):
-        testing.check_loss(SumsUp, retrieval=False)
+        testing.check_loss(SumsUp)
 
 
 class LosesTheFirst(LocalEventLog):

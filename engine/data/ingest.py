@@ -87,7 +87,7 @@ def ingest(plan: Plan, store: Store, progress: Callable[[str, float], None]) -> 
             put_user(users.add(batch.column(data.user)) if users and data.user else np.full(n, -1))
             put_item(items.add(batch.column(data.item)) if items and data.item else np.full(n, -1))
             put_time(seconds(batch.column(data.time), data.time) if data.time else np.arange(total, total + n))
-            put_labels(_stack([label_of(batch.column(c.column), c) for c in data.labels.values()], n, "f4"))
+            put_labels(_stack([label_of(batch.column(c.column), c, t) for t, c in data.labels.items()], n, "f4"))
             put_ids(_stack([encode_ids(batch.column(f.column)) for f in ids], n, "i8"))
             put_raw(_stack([encode_numbers(batch.column(f.column), f.name) for f in numbers], n, "f4"))
             if put_code is not None and data.split.by == "column" and data.split.column:
@@ -136,20 +136,19 @@ def seconds(column: pa.Array, name: str) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def label_of(column: pa.Array, label: LabelConfig) -> np.ndarray:
+def label_of(column: pa.Array, label: LabelConfig, task: str) -> np.ndarray:
     """float32 [n]. DataError where it is missing, or not in [0, 1] without `at_least`."""
+    where = f"data.labels.{task}.column: '{label.column}'"
     try:
         values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"label column '{label.column}' does not hold numbers: {error}") from error
+        raise DataError(f"{where} does not hold numbers: {error}") from error
     if not np.isfinite(values).all():
-        raise DataError(f"label column '{label.column}' is empty or not finite in some rows; drop them first")
+        raise DataError(f"{where} is empty or not finite in some rows; drop them first")
     if label.at_least is not None:
         return (values >= label.at_least).astype(np.float32)
     if len(values) and (values.min() < 0 or values.max() > 1):
-        raise DataError(
-            f"label column '{label.column}' holds {values.min():g}..{values.max():g}, not 0..1; set at_least"
-        )
+        raise DataError(f"{where} holds {values.min():g}..{values.max():g}, not 0..1; set at_least")
     return values.astype(np.float32)
 
 

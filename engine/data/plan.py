@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.components import DatasetFiles
 from engine.config import Config
 from engine.data.readers import Table, find
-from engine.errors import SchemaError
+from engine.errors import DataError, SchemaError
 from engine.plugins import Plugins
 from engine.schema import FeatureSpec, Schema
 
@@ -82,10 +82,17 @@ def locate(config: Config, plugins: Plugins, cache: Path) -> DatasetFiles:
         return files
     assert data.source is not None
     return DatasetFiles(
-        find(data.source.interactions),
-        find(data.source.items)[0] if data.source.items else None,
-        find(data.source.users)[0] if data.source.users else None,
+        _found("interactions", data.source.interactions),
+        _found("items", data.source.items)[0] if data.source.items else None,
+        _found("users", data.source.users)[0] if data.source.users else None,
     )
+
+
+def _found(key: str, pattern: str) -> list[Path]:
+    try:
+        return find(pattern)
+    except DataError as error:
+        raise DataError(f"data.source.{key}: {error}") from None
 
 
 def make_plan(config: Config, files: DatasetFiles) -> Plan:
@@ -106,14 +113,15 @@ def make_plan(config: Config, files: DatasetFiles) -> Plan:
     for table, key, name in ((of_item, data.item, "items"), (of_user, data.user, "users")):
         if table and key not in table:
             raise SchemaError(f"the table of {name} has no column '{key}'; it has {', '.join(table)}")
-    for feature in schema.features:
+    for number, feature in enumerate(schema.features):
         plan_of = _place(feature, data.item, data.user, log, of_item, of_user)
         if plan_of is None and feature.kind == "sequence" and feature.of:
             plan_of = "log"
         if plan_of is None:
             everything = list(dict.fromkeys([*log, *of_item, *of_user]))
             raise SchemaError(
-                f"feature '{feature.name}': no column '{feature.column}'{_near(feature.column, everything)}"
+                f"features[{number}].column: no column '{feature.column}' feeds '{feature.name}'"
+                f"{_near(feature.column, everything)}"
             )
         {"row": plan.by_row, "item": plan.by_item, "user": plan.by_user, "log": plan.from_log}[plan_of].append(feature)
     _check_sequences(plan)
@@ -162,10 +170,10 @@ def _check_sequences(plan: Plan) -> None:
     schema = plan.schema
     sequences = schema.sequences
     if len({f.max_length for f in sequences}) > 1:
-        raise SchemaError("sequence features list the same events and need one max_length")
+        raise SchemaError("features: sequences list the same events and need one max_length")
     if plan.from_log and len(plan.from_log) < len(sequences):
         given = [f.name for f in sequences if f not in plan.from_log]
-        raise SchemaError(f"sequences {', '.join(given)} stand in a column, the others do not: give all or none")
+        raise SchemaError(f"features: {', '.join(given)} stand in a column, other sequences do not: give all or none")
     if plan.from_log and schema.user is None:
         raise SchemaError(f"sequence '{plan.from_log[0].name}': a history needs data.user")
     names = [f.name for f in schema.features]

@@ -9,24 +9,21 @@ from engine.components import Loss
 from engine.testing.contract import Contract, Options
 
 
-def check_loss(cls: type[Loss], options: Options = None, *, retrieval: bool | None = None) -> None:
+def check_loss(cls: type[Loss], options: Options = None) -> None:
     """A finite scalar that its gradient lowers, weights, empty batches, and for encoders masks and log_q.
 
-    retrieval: whether the loss is an encoder's; None tries both and asks that one of them works.
+    It is tried with what `cls.trains` names: rankers, encoders or both.
     """
     contract = Contract("losses", cls, options)
     with contract.when("when it was made"):
         loss = cls(contract.options)
-    if retrieval is not None:
-        (_encoder if retrieval else _ranker)(contract, loss)
-        return
-    try:
-        _ranker(contract, loss)
-    except AssertionError as as_ranker:
-        try:
-            _encoder(contract, loss)
-        except AssertionError as as_encoder:
-            raise AssertionError(f"as a ranker's loss: {as_ranker}; as an encoder's: {as_encoder}") from as_encoder
+    contract.holds(
+        cls.trains and cls.trains <= {"ranker", "encoder"},
+        f"must train ranker, encoder or both, `trains` is {set(cls.trains)}",
+    )
+    for trained, check in (("ranker", _ranker), ("encoder", _encoder)):
+        if trained in cls.trains:
+            check(contract, loss)
 
 
 def _ranker(contract: Contract, loss: Loss) -> None:

@@ -25,6 +25,7 @@ class SampledSoftmax(Loss):
     """
 
     name = "sampled_softmax"
+    trains = frozenset({"encoder"})
 
     class Options(PluginOptions):
         logq: bool = Field(True, description="correct for the sampling probability, where the sampler tells it")

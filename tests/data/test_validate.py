@@ -105,7 +105,7 @@ def test_a_random_split_mixes_the_times(check: Callable[..., Found]) -> None:
 
 def test_columns_that_do_not_fit_are_one_fail(check: Callable[..., Found]) -> None:
     assert check(log(), [*FEATURES, {"name": "prize", "kind": "numeric"}]) == {
-        "columns": ("FAIL", "feature 'prize': no column 'prize'; did you mean 'price'?")
+        "columns": ("FAIL", "features[3].column: no column 'prize' feeds 'prize'; did you mean 'price'?")
     }
     assert check(log() | {"price": ["cheap"] * ROWS})["columns"][0] == "FAIL"
     assert check(log() | {"label": np.arange(ROWS)})["data"][0] == "FAIL"

@@ -42,6 +42,7 @@ def test_a_sequence_takes_the_space_of_its_item(tmp_path: Path) -> None:
         ("of: item_id}", "of: itm}", ":8: features[2].of: no feature named 'itm'; did you mean 'item_id'?"),
         ("of: item_id}", "of: user_id}", ":8: features[2].of: 'user_id' is of the user;"),
         ("of: item_id}", "of: history}", ":8: features[2].of: 'history' is sequence; a sequence lists a categorical"),
+        ("of: item_id}", "of: item_id}\n  - {name: h, kind: sequence, of: item_id, max_length: 7}", "7 differs from"),
         (", of: item_id}", "}", ":8: features[2]: sequence 'history' needs 'of'"),
         ("of: item_id}", "of: item_id, space: x}", ":8: features[2].space: 'x' differs from 'item_id'"),
         ("{name: item_id}", "{name: item_id, off: x}", ":7: features[1].off: unknown key; did you mean 'of'?"),
@@ -58,6 +59,11 @@ def test_a_sequence_takes_the_space_of_its_item(tmp_path: Path) -> None:
         ("clicked}}", "clicked}}\n  time: null", "data.split.by: 'time' needs data.time"),
         ("clicked}}", "clicked}}\n  split: {validation: 0.6, test: 0.5}", "leave nothing to train on"),
         ("name: ads", "name: ads\nretrieval: {loss: {name: sampled_sofmax}}", "did you mean 'sampled_softmax'?"),
+        ("name: ads", "name: ads\nretrieval: {loss: {name: bce}}", "retrieval.loss.name: 'bce' is a loss of rankers;"),
+        ("name: ads", "name: ads\ntraining: {loss: {name: sampled_softmax}}", "'sampled_softmax' is a loss of enc"),
+        ("name: ads", "name: ads\nranker: {name: mlp, options: {hidden: [0]}}", ":2: ranker.options.hidden[0]: 0:"),
+        ("{name: item_id}", "{name: item_id}\n  - {name: interest}", ":8: features[2].name: 'interest' is what the"),
+        ("{click:", "{a/b:", ":4: data.labels.a/b: \"a/b\" does not match"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_line_and_remedy(tmp_path: Path, old: str, new: str, expected: str) -> None:
