@@ -17,6 +17,7 @@ from engine.components import Catalogue
 from engine.data.encoding import Encoded, one_array
 from engine.errors import BundleError, SchemaError
 from engine.hashing import canonical, fingerprint_column, fingerprints
+from engine.resident import resident
 
 TABLE = "items.arrow"
 ENCODED = "encoded.safetensors"
@@ -102,11 +103,15 @@ class ArrowCatalogue(Catalogue):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Memory-maps what `save` wrote; BundleError if it is not whole."""
+        """Reads what `save` wrote, or maps it where it is large; BundleError if it is not whole."""
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(folder / TABLE), "r")).read_all()
+            path = folder / TABLE
+            source = pa.BufferReader(path.read_bytes()) if resident(path) else pa.memory_map(str(path), "r")
+            table = pa.ipc.open_file(source).read_all()
+            read = resident(folder / ENCODED)
             with safe_open(folder / ENCODED, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+                mapped = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: values.copy() for name, values in mapped.items()} if read else mapped
         except Exception as error:  # safetensors and Arrow raise their own kinds
             raise BundleError(f"{folder}: the catalogue cannot be read: {error}") from error
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}

@@ -46,7 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head += len(data)
             if self._head > HEAD_BYTES:
                 self._refuse(431, f"a request's head has more than {HEAD_BYTES:,} bytes")
-        if self._timer is None and (self._in_head or self.cycle is None or self.cycle.response_complete):
+        if self._timer is None and not self._busy:
             self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
 
     def on_message_begin(self) -> None:
@@ -61,8 +61,15 @@ class BoundedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, msg)
 
+    @property
+    def _busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _late(self) -> None:
         self._timer = None
+        if self._busy:  # the next request's head, while one is answered: when that is done, uvicorn's own timer runs
+            return
         self._refuse(408, f"no whole request within {HEAD_SECONDS:.0f} seconds")
 
     def _stop_timer(self) -> None:
@@ -74,7 +81,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Says why, unless an answer is under way, and closes."""
         if self.transport.is_closing():
             return
-        if self.cycle is None or self.cycle.response_complete:
+        if not (self._busy and self.cycle.response_started):
             name, title = PROBLEMS[status]
             body = msgspec.json.encode(Problem(f"/docs#problem-{name}", title, status, detail, "", ""))
             retry = "retry-after: 1\r\n" if status == 503 else ""

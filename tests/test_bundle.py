@@ -73,6 +73,10 @@ def test_a_bundle_needs_neither_the_data_nor_the_cache(world, written, films, pl
         moved.rename(films.folder)
 
 
+def test_whoever_may_read_one_file_of_a_bundle_may_read_all(written):
+    assert len({path.stat().st_mode for path in written.path.rglob("*") if path.is_file()}) == 1
+
+
 def test_the_manifest_says_what_the_model_is(written):
     manifest = read_manifest(written.path)
     assert manifest.name == "films"
@@ -98,13 +102,17 @@ def test_equal_contents_have_equal_versions_and_other_weights_another(world, wri
     assert changed.manifest.parent == written.version
 
 
-def test_weights_are_mapped_not_read(written, plugins):
-    model = written.model(plugins)
-    held = {n: t for n, t in model.state_dict().items() if t.numel()}
+def test_large_files_are_mapped_small_ones_read_and_both_score_the_same(written, plugins, monkeypatch):
+    read = scores(Bundle.open(written.path), plugins)
+    assert not _mapped_ranges(written.path / "model.safetensors"), "nobody else of this module holds it"
+    monkeypatch.setattr("engine.resident.RESIDENT", 0)
+    bundle = Bundle.open(written.path)
+    held = {n: t for n, t in bundle.model(plugins).state_dict().items() if t.numel()}
     assert held
     assert not any(t.is_meta or t.requires_grad for t in held.values())
     mapped = _mapped_ranges(written.path / "model.safetensors")
     assert all(any(a <= t.data_ptr() < b for a, b in mapped) for t in held.values())
+    assert np.array_equal(scores(bundle, plugins), read)
 
 
 def _mapped_ranges(path) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""A bundle that is open: weights are mapped, not read, so that opening is quick and memory is shared."""
+"""A bundle that is open: large files are mapped, not read, so that opening is quick and memory is shared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named tensors in a file that is memory-mapped, not read; what is wrong with it is said by tensor."""
+"""Named tensors in a file that is memory-mapped where it is large; what is wrong with it is said by tensor."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import BundleError
+from engine.resident import resident
 
 CHUNK = 1 << 24  # elements looked at together
 
@@ -43,10 +44,12 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, on the CPU, mapped into memory (private: writing to one does not change the file)."""
+    """All tensors of a file, on the CPU; of a large one mapped (private: writing to one does not change the file)."""
     try:
+        read = resident(path)
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return {name: tensor.clone() for name, tensor in mapped.items()} if read else mapped
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise BundleError(f"{path}: cannot be read as safetensors: {error}") from None
 

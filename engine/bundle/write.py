@@ -162,6 +162,7 @@ def _write_manifest(
 ) -> None:
     files = {}
     for found in sorted(p for p in folder.rglob("*") if p.is_file()):
+        shutil.copymode(folder / "config.yaml", found)  # safetensors lets only its owner read what it writes
         files[found.relative_to(folder).as_posix()] = FileEntry(sha256=sha256(found), bytes=found.stat().st_size)
     plain, schema = config.model_dump(mode="json"), config.schema_().model_dump(mode="json")
     used = used_plugins(config, plugins)

@@ -296,6 +296,23 @@ def test_a_broken_bundle_is_refused_and_the_one_before_goes_on(
         Bundle.open(models / "next")
 
 
+def test_a_bundle_that_is_overwritten_in_place_does_not_take_the_server_down(server: Any, models: Path) -> None:
+    client, _ = server
+    wanted = {"user": "u1", "items": ITEMS}
+    before = client.post("/v1/rank", json=wanted).json()["items"]
+    count = len(client.post("/v1/recommend", json={"user": "u1", "count": 5}).json()["items"])
+    for path in (models / "tiny").rglob("*"):
+        if path.is_file():
+            os.truncate(path, path.stat().st_size // 3)
+    assert client.post("/v1/models:load", json={"name": "tiny"}).status_code == 422
+    answer = client.post("/v1/rank", json=wanted).json()
+    assert (answer["items"], answer["degraded"]) == (before, [])
+    found = client.post("/v1/recommend", json={"user": "u1", "count": 5}).json()
+    assert (len(found["items"]), found["degraded"]) == (count, [])
+    assert client.get(f"/v1/explain/{found['request_id']}").status_code == 200
+    assert client.get("/v1/items/1").status_code == 200
+
+
 @pytest.mark.parametrize("name", ["../tiny", "/etc", "tiny/../next", "..", "", "Tiny", "a" * 65, "tiny\x00", "none"])
 def test_only_bundles_of_the_same_folder_can_be_named(server: Any, name: str) -> None:
     client, _ = server
@@ -391,7 +408,7 @@ def test_the_command_serves_reloads_on_hangup_and_drains_on_term(models: Path, t
         truncate(models / "tiny")
         process.send_signal(signal.SIGHUP)
         for _ in range(100):
-            if 'result="refused"' in client.get("/metrics").text:
+            if 'bundle_loads_total{result="refused"}' in client.get("/metrics").text:
                 break
             time.sleep(0.1)
         figures = client.get("/metrics").text

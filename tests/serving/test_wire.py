@@ -80,6 +80,13 @@ def test_bytes_that_are_no_request_are_a_problem_too(server: Any) -> None:
     assert (status, headers["content-type"], body["status"]) == (400, "application/problem+json", 400)
 
 
+def test_a_body_that_is_no_body_is_answered_and_the_connection_closed(server: Any) -> None:
+    with wire(server) as sock:
+        sock.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n")
+        assert answer(sock)[0] == 400
+        assert closes(sock)
+
+
 @pytest.mark.parametrize(
     "endless",
     [b"X-Long: " + b"a" * 100_000, b"".join(b"X-%d: a\r\n" % n for n in range(10_000))],
@@ -125,15 +132,19 @@ def test_a_body_that_comes_slowly_is_not_waited_for(server: Any, monkeypatch: py
 
 
 def test_a_client_that_hangs_up_is_no_failure_of_the_server(server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def counted() -> float:
+        name = 'plexrank_request_duration_seconds_count{method="POST",route="/v1/recommend",status="499"} '
+        _, _, rest = server.client.get("/metrics").text.partition(name)
+        return float(rest.partition("\n")[0] or 0)
+
     with wire(server) as sock:
-        sock.sendall(POST + b'Content-Length: 100\r\n\r\n{"items":')
+        sock.sendall(POST.replace(b"rank", b"recommend") + b'Content-Length: 100\r\n\r\n{"user":')
         time.sleep(0.2)
     for _ in range(50):
-        if 'route="/v1/rank",status="499"' in server.client.get("/metrics").text:
+        if counted():
             break
         time.sleep(0.1)
-    text = server.client.get("/metrics").text
-    assert 'plexrank_request_duration_seconds_count{method="POST",route="/v1/rank",status="499"} 1.0' in text
+    assert counted() == 1
     assert "failed" not in caplog.text
 
 
