@@ -1,0 +1,137 @@
+"""Where scoring runs, where users' histories and the events are kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.components.base import Component, PluginOptions
+from engine.components.candidates import UserState
+
+
+@dataclass
+class ScoreRequest:
+    """One request, columnar. Features left out take their neutral value (no id, mean).
+
+    user: raw values by feature name; history: sequence feature -> raw ids, newest first;
+    items: raw ids [N]; item_features: feature -> list of N raw values that override the catalogue's.
+    """
+
+    user: Mapping[str, Any]
+    history: Mapping[str, Sequence[Any]]
+    items: Sequence[str]
+    item_features: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+    deadline: float | None = None  # time.monotonic() by which an answer is of use
+
+
+@dataclass
+class Scores:
+    """task -> calibrated probabilities float32 [N], with the model that made them."""
+
+    tasks: dict[str, np.ndarray]
+    model: str
+    version: str
+
+
+class Scorer(Component, ABC):
+    """Scores requests with one bundle; swaps bundles and applies deltas while scoring."""
+
+    def __init__(self, options: PluginOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def load(self, bundle: Path) -> None:
+        """Verifies, warms and swaps; raises BundleError and goes on with the old one if the bundle is not fit."""
+
+    @abstractmethod
+    def score(self, request: ScoreRequest) -> Scores: ...
+
+    @abstractmethod
+    def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:
+        """sequence feature -> weights float32 [N, H] of the history items for each candidate."""
+
+    @abstractmethod
+    def apply(self, delta: Any) -> None:
+        """Row delta of a learner; a gap or a wrong checksum raises BundleError."""
+
+    @abstractmethod
+    def health(self) -> None:
+        """A real inference; raises if it fails."""
+
+
+class StateStore(Component, ABC):
+    """Users' features and histories; capped, erasable, safe from many threads.
+
+    An option `path`, where a store or a log has one, is taken relative to the server's state directory.
+    """
+
+    def __init__(self, options: PluginOptions, history_cap: int) -> None:
+        self.options = options
+        self.history_cap = history_cap
+
+    @abstractmethod
+    def get(self, user: str) -> UserState:
+        """An unknown user gives an empty state."""
+
+    @abstractmethod
+    def append(self, user: str, items: Sequence[str], times: Sequence[int], *, positive: bool) -> None:
+        """Adds interactions; positives enter the history, all enter `seen`."""
+
+    @abstractmethod
+    def update(self, user: str, features: Mapping[str, Any]) -> None:
+        """Merges features into a user's; None removes one."""
+
+    @abstractmethod
+    def put(self, states: Sequence[UserState]) -> None:
+        """Writes whole states (a bundle's users at first start)."""
+
+    @abstractmethod
+    def delete(self, user: str) -> bool: ...
+
+    @abstractmethod
+    def users(self, limit: int = 100, prefix: str = "") -> list[str]: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One stored event: its position in its partition, its key and its bytes (CloudEvents JSON)."""
+
+    partition: int
+    offset: int
+    key: str
+    value: bytes
+
+
+class EventLog(Component, ABC):
+    """A durable, ordered log of events, partitioned by key."""
+
+    def __init__(self, options: PluginOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def append(self, events: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
+        """(key, bytes) each -> (partition, offset) each; durable when it returns."""
+
+    @abstractmethod
+    def read(self, positions: Mapping[int, int], limit: int = 1000) -> Iterator[LogRecord]:
+        """Records at and after `positions` (partition -> offset), in order within a partition."""
+
+    @abstractmethod
+    def ends(self) -> dict[int, int]:
+        """partition -> the offset that its next record gets."""
+
+    @abstractmethod
+    def erase(self, key: str) -> int:
+        """Removes a key's records from what `read` returns and leaves a tombstone; how many there were."""
+
+    @abstractmethod
+    def close(self) -> None: ...
