@@ -21,6 +21,10 @@ from engine.model import RankingModel, pool
 from engine.schema import FeatureSpec
 
 _CHUNK = 8192
+_BYTES_AN_ID = 160
+"""Of an id's text and its place in a dictionary, about."""
+_RECENT = 8192
+"""Values of the request's features whose vectors are kept."""
 
 
 class ItemSide:
@@ -31,6 +35,8 @@ class ItemSide:
         self.model, self.encoder, self.catalogue = model, encoder, catalogue
         self._items = [f for f in model.fields if not f.from_request]
         self._request = [f for f in model.fields if f.from_request]
+        self._recent: dict[tuple[str, bytes], Tensor] = {}
+        self._rows = dict(zip(catalogue.ids(np.arange(len(catalogue))), range(len(catalogue)), strict=True))
         self._longest = max((s.max_length for s in model.sequences), default=0)
         starts = range(0, len(catalogue), _CHUNK)
         with torch.inference_mode():
@@ -59,7 +65,7 @@ class ItemSide:
             return None
         with torch.inference_mode():
             vectors, dense = _made(model, encoder, catalogue, np.zeros(1, dtype=np.int64))
-        an_item = sum(v.nbytes for v in vectors.values()) + dense.nbytes
+        an_item = sum(v.nbytes for v in vectors.values()) + dense.nbytes + _BYTES_AN_ID
         return cls(model, encoder, catalogue) if len(catalogue) * an_item <= most_bytes else None
 
     @property
@@ -75,21 +81,34 @@ class ItemSide:
             return None
         n = len(request.items)
         past = request.history.get(item, ())[: self._longest] if item else ()
-        rows = self.catalogue.rows([*request.items, *past])
-        if rows.min() < 0:
+        try:
+            rows = [*map(self._rows.__getitem__, request.items), *map(self._rows.__getitem__, past)]
+        except (KeyError, TypeError):
             return None
         with torch.inference_mode():
-            read = torch.from_numpy(rows)
+            read = torch.from_numpy(np.array(rows, dtype=np.int64))
             vectors = self._vectors.index_select(0, read)
-            encoded = self.encoder.encode_user(request)
-            ids, numbers = self.encoder.parted(encoded)
-            pooled = {name: row.expand(n, -1) for name, row in _embedded(self.model, ids, self._request).items()}
+            ids, numbers = self.encoder.parted(self.encoder.encode_user(request))
+            pooled = {f.name: row.expand(n, -1) for f, row in zip(self._request, self._of_request(ids), strict=True)}
             pooled.update({f.name: vectors[:n, self._place[f.name]] for f in self._items})
             dense_user = self.encoder.dense(numbers, of_items=False, rows=1)
             dense = torch.cat([dense_user.expand(n, -1), self._dense.index_select(0, read[:n])], dim=1)
             return self.model.rank(
                 pooled, dense, self._attended(pooled, vectors[n:]), torch.zeros(n, dtype=torch.int64)
             )
+
+    def _of_request(self, ids: Mapping[str, Values]) -> list[Tensor]:
+        """Vectors [1, width] of the request's features. Those of recent values are kept: hours, users who stay."""
+        recent = self._recent
+        keys = [(f.name, ids[f.name][0].tobytes()) for f in self._request]
+        new = [f for f, key in zip(self._request, keys, strict=True) if key not in recent]
+        if new:
+            if len(recent) > _RECENT:
+                recent, new = {}, self._request
+                self._recent = recent  # other threads go on with the one before
+            made = _embedded(self.model, ids, new)
+            recent.update({(f.name, ids[f.name][0].tobytes()): made[f.name].clone() for f in new})
+        return [recent[key] for key in keys]
 
     def _attended(self, pooled: dict[str, Tensor], past: Tensor) -> tuple[Tensor, JaggedTensor] | None:
         """The targets' vectors and the history's, as the interest model reads them."""
@@ -118,5 +137,9 @@ def _embedded(model: RankingModel, ids: Mapping[str, Values], features: Sequence
     """feature -> one vector a row. A sequence has one value a row here."""
     if not features:
         return {}
-    vectors = model.embedding(keyed_jagged({f.name: ids[f.name] for f in features}))
-    return {f.name: vectors[f.name].values() if f.kind == "sequence" else pool(f, vectors[f.name]) for f in features}
+    look_up = getattr(model.embedding, "look_up", None)
+    if look_up is None or any(ids[f.name][1] is not None for f in features):
+        found = model.embedding(keyed_jagged({f.name: ids[f.name] for f in features}))
+        return {f.name: found[f.name].values() if f.kind == "sequence" else pool(f, found[f.name]) for f in features}
+    vectors: dict[str, Tensor] = look_up({f.name: torch.from_numpy(ids[f.name][0]) for f in features})
+    return vectors  # one value a row: nothing to pool, and nothing ragged to make

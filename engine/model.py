@@ -120,6 +120,12 @@ class RankingModel(nn.Module):
         )
         return torch.cat([pooled[s.of] for s in self._sequences], dim=1), history
 
+    def settle(self) -> None:
+        """To serve: the weights do not change any more, so that parts may keep what follows from them alone."""
+        settle = getattr(self.interest, "settle", None)
+        if settle is not None:
+            settle()
+
     @torch.no_grad()
     def freeze(self) -> RankingModel:
         """The form that is stored and served: plain tensors, no TorchRec, no gradients. Tables may share memory with

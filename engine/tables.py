@@ -216,12 +216,15 @@ class FrozenTables(nn.Module):
         self.weights = nn.ParameterDict({n: nn.Parameter(w.detach(), requires_grad=False) for n, w in weights.items()})
 
     def forward(self, ids: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
-        rows = self.placer(_split(ids))
+        return _jagged(ids, self.look_up(_split(ids)))
+
+    def look_up(self, prints: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """feature -> fingerprints int64 [n] gives feature -> vectors float32 [n, width]."""
         vectors = {}
-        for feature, index in rows.items():
+        for feature, index in self.placer(prints).items():
             weight = self.weights[self._placements[feature].table.name]
             vectors[feature] = F.embedding(index, weight).reshape(-1, self.widths[feature])
-        return _jagged(ids, vectors)
+        return vectors
 
     @torch.no_grad()
     def touched_rows(self, ids: KeyedJaggedTensor) -> dict[str, Tensor]:

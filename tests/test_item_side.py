@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine import item_side
 from engine.bundle import Bundle
 from engine.components import ScoreRequest
 from engine.data.prepared import Prepared
@@ -74,7 +75,7 @@ def test_a_large_catalogue_is_not_computed_ahead(tiny_bundle: Path, plugins: Plu
     model = bundle.model(plugins).eval()
     side = ItemSide.make(model, bundle.encoder, bundle.catalogue, ROOM)
     assert side is not None
-    assert side.nbytes == len(bundle.catalogue) * 4 * (8 + 8 + 1)  # item_id, genres, year; the history shares item_id
+    assert side.nbytes == len(bundle.catalogue) * 4 * (8 + 8 + 1)  # item_id, genres, year; the history reads item_id's
     assert ItemSide.make(model, bundle.encoder, bundle.catalogue, 0) is None
 
 
@@ -85,3 +86,20 @@ def test_the_scorer_answers_the_same_with_and_without(tiny_bundle: Path) -> None
         scorer.load(tiny_bundle)
     a, b = with_.score(request).tasks["liked"], without.score(request).tasks["liked"]
     assert abs(a - b).max() < 1e-6
+
+
+def test_vectors_of_recent_users_are_kept_and_those_of_new_ones_made(
+    tiny_bundle: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_side, "_RECENT", 2)
+    bundle = Bundle.open(tiny_bundle)
+    model = bundle.model(plugins).eval()
+    side = ItemSide.make(model, bundle.encoder, bundle.catalogue, ROOM)
+    assert side is not None
+    for user in ("u1", "u2", "u1", "u3", "u4", "nobody", "u5", "u1"):
+        request = ScoreRequest(user={"user_id": user}, history={"item_id": ["4"]}, items=["3", "7"])
+        with torch.inference_mode():
+            wanted = model(bundle.encoder.encode_request(request, bundle.catalogue))["liked"]
+        quick = side.logits(request)
+        assert quick is not None
+        torch.testing.assert_close(quick["liked"], wanted, atol=1e-6, rtol=1e-6)

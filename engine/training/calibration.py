@@ -11,6 +11,7 @@ probability is ranking by the logit, with no plateaus on which candidates would 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -18,8 +19,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 from engine.errors import BundleError
@@ -29,6 +28,7 @@ Kind = Literal["isotonic", "platt", "none"]
 KINDS: tuple[Kind, ...] = ("isotonic", "platt", "none")
 
 CLIP = 1e-7  # probabilities lie in [CLIP, 1 - CLIP]
+_FAR = math.log((1 - CLIP) / CLIP)
 PRIOR_ROWS = 2.0  # every isotonic block is shrunk as if it held two more rows of the mean label: no 0 and no 1
 
 
@@ -68,14 +68,15 @@ class Calibration:
         x = np.asarray(logits, dtype=np.float64)
         if not len(self.thresholds):
             return x
-        inside = np.clip(x, self.thresholds[0], self.thresholds[-1])
+        inside = np.minimum(np.maximum(x, self.thresholds[0]), self.thresholds[-1])
         return np.interp(inside, self.thresholds, self.values) + self.slope * (x - inside)
 
     def apply(self, logits: ArrayLike) -> np.ndarray:
         """Probabilities float32 in [1e-7, 1 - 1e-7], same shape; an array or a CPU tensor is fine."""
         if isinstance(logits, Tensor):
             logits = logits.detach().numpy()
-        return np.clip(sigmoid(self.logits(logits)), CLIP, 1 - CLIP).astype(np.float32)
+        within = np.minimum(np.maximum(self.logits(logits), -_FAR), _FAR)
+        return (1.0 / (1.0 + np.exp(-within))).astype(np.float32)
 
     def to_tensors(self, prefix: str = "") -> dict[str, Tensor]:
         """For safetensors; `kind` is its place in `KINDS`."""
@@ -107,6 +108,8 @@ class Calibration:
 
 def _isotonic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Knots (logit, calibrated logit), both float32 and strictly increasing."""
+    from sklearn.isotonic import isotonic_regression  # here, because it takes 70 MB and is for training alone
+
     points, code, rows = np.unique(x, return_inverse=True, return_counts=True)
     code = code.reshape(-1)
     positives = np.bincount(code, y)

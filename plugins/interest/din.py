@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self, TypeAlias
 
 import torch
 from pydantic import Field
@@ -17,6 +17,8 @@ from plugins.interest import ragged
 from plugins.interest.dice import Dice
 
 _BLOCK = 2**19  # numbers of the first layer at a time in serving: 2 MB
+
+_Folded: TypeAlias = tuple[tuple[Tensor, Tensor, Tensor], list[Callable[[Tensor], Tensor]]]
 
 
 class DINInterest(InterestModel):
@@ -44,6 +46,7 @@ class DINInterest(InterestModel):
     def __init__(self, dim: int, options: Options) -> None:
         super().__init__(dim, options)
         widths = (4 * dim, *options.hidden, 1)
+        self._settled: _Folded | None = None
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activations = nn.ModuleList(_activation(options.activation, width) for width in options.hidden)
 
@@ -72,10 +75,9 @@ class DINInterest(InterestModel):
 
     def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:
         """Targets [N, D], items [H, D] -> [N, D]; without gradient in blocks of targets that stay in the cache."""
-        first = self._first_layer()
         if torch.is_grad_enabled():
-            return self._weights_of_one(targets, items, first, self.activations) @ items
-        activations = [a.for_blocks() if isinstance(a, Dice) and not a.training else a for a in self.activations]
+            return self._weights_of_one(targets, items, self._first_layer(), self.activations) @ items
+        first, activations = self._settled or self._folded()
         numbers = len(items) * self.options.hidden[0]
         blocks = targets.split(max(1, _BLOCK // max(1, numbers)))
         found = [self._weights_of_one(block, items, first, activations) @ items for block in blocks]
@@ -95,6 +97,20 @@ class DINInterest(InterestModel):
         x = torch.addmm(bias.flatten(), items, read.flatten(0, 1).T).view(-1, bias.shape[1])  # [H, N * hidden] before
         weights = self._behind_first_layer(x, activations).view(len(items), len(targets)).T
         return torch.softmax(weights, dim=1) if self.options.softmax else weights
+
+    def settle(self) -> None:
+        """Keeps what follows from the weights alone: they do not change any more. `train` ends it."""
+        with torch.no_grad():
+            self._settled = self._folded()
+
+    def train(self, mode: bool = True) -> Self:
+        self._settled = None
+        return super().train(mode)
+
+    def _folded(self) -> _Folded:
+        """The first layer and the activations as `_weights_of_one` takes them, for many blocks."""
+        activations = [a.for_blocks() if isinstance(a, Dice) and not a.training else a for a in self.activations]
+        return self._first_layer(), activations
 
     def _first_layer(self) -> tuple[Tensor, Tensor, Tensor]:
         """(A + C, B - C, M), each [hidden, D]."""

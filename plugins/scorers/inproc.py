@@ -90,6 +90,7 @@ class InprocScorer(Scorer):
             opened.check_parts()
             model = opened.model(installed()).eval()
             try:
+                model.settle()
                 items = ItemSide.make(model, opened.encoder, opened.catalogue, self.options.item_vectors_mb << 20)
                 loaded = _Loaded(opened, model, items, self._probe(opened))
                 for _ in range(2):
