@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from acme_plexrank.editorial import EditorialSource
 from acme_plexrank.recency import RecencyInterest
-from engine.testing import check_interest, check_source
 from torchrec.sparse.jagged_tensor import JaggedTensor
+
+from engine.testing import check_interest, check_source
 
 
 def test_recency_keeps_the_contract_of_an_interest() -> None:
