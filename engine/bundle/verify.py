@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from engine.bundle.manifest import Manifest, inside, library_versions, read_mani
 from engine.bundle.tensors import finite, load_tensors
 from engine.config import Config
 from engine.errors import PlexrankError
+from engine.files import sha256
 from engine.plugins import Plugins
 
 
@@ -89,12 +89,6 @@ def broken_files(bundle: Path, manifest: Manifest, *, contents: bool = True) -> 
             if bad:
                 wrong.append(f"{bundle}: {name}: not finite: {', '.join(bad[:5])}")
     return wrong
-
-
-def sha256(path: Path) -> str:
-    """Hex digest, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def schema_problem(config: Config, schema: dict[str, Any]) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,10 +19,10 @@ from torch import Tensor
 from engine.bundle.manifest import FileEntry, PluginEntry, content_version, library_versions, sealed
 from engine.bundle.open import Bundle
 from engine.bundle.tensors import save_tensors
-from engine.bundle.verify import sha256
 from engine.components import UserState
 from engine.config import Config, components
 from engine.errors import BundleError
+from engine.files import sha256, sync
 from engine.plugins import Plugins, installed
 from engine.training.calibration import Calibration
 
@@ -197,15 +196,7 @@ def used_plugins(config: Config, plugins: Plugins) -> list[PluginEntry]:
 
 def _sync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
 
 
 def _put(temporary: Path, path: Path) -> None:
@@ -220,6 +211,6 @@ def _put(temporary: Path, path: Path) -> None:
         if old is not None:
             old.rename(path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)

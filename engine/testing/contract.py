@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +102,13 @@ class Contract:
         for name, parameter in module.named_parameters():
             if parameter.grad is not None:
                 self.holds(torch.isfinite(parameter.grad).all(), f"must give a finite gradient to parameter {name}")
+
+    def in_threads(self, work: Callable[[int], None], count: int = 4) -> None:
+        """`work(number)` in `count` threads at once; what one raises is a broken clause."""
+        with ThreadPoolExecutor(count) as pool:
+            faults = [future.exception() for future in [pool.submit(work, n) for n in range(count)]]
+        for fault in filter(None, faults):
+            raise AssertionError(f"{self.label} must be safe from many threads: {fault}") from fault
 
     def reloads(self, module: nn.Module, other: nn.Module) -> None:
         """The state of one instance fits another: what a bundle relies on."""

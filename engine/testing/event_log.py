@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from pathlib import Path
 
 from engine.components import EventLog, LogRecord
@@ -85,22 +84,11 @@ def _erasure(contract: Contract, log: EventLog) -> None:
 
 
 def _threads(contract: Contract, log: EventLog) -> None:
-    faults: list[BaseException] = []
-
     def add(number: int) -> None:
-        try:
-            for step in range(5):
-                log.append([(f"thread {number}", f"{number}.{step}".encode())])
-        except BaseException as error:
-            faults.append(error)
+        for step in range(5):
+            log.append([(f"thread {number}", f"{number}.{step}".encode())])
 
-    threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise AssertionError(f"{contract.label} must be safe from many threads: {faults[0]}") from faults[0]
+    contract.in_threads(add)
     values = [r.value.decode() for r in _all(contract, log) if r.key.startswith("thread ")]
     contract.holds(
         sorted(values) == sorted(f"{n}.{s}" for n in range(4) for s in range(5)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,21 +86,10 @@ def _many(contract: Contract, store: StateStore) -> None:
 
 
 def _threads(contract: Contract, store: StateStore) -> None:
-    faults: list[BaseException] = []
-
     def add(number: int) -> None:
-        try:
-            for step in range(10):
-                store.append("check-t", [f"{number}.{step}"], [step], positive=False)
-                store.get("check-t")
-        except BaseException as error:
-            faults.append(error)
+        for step in range(10):
+            store.append("check-t", [f"{number}.{step}"], [step], positive=False)
+            store.get("check-t")
 
-    threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise AssertionError(f"{contract.label} must be safe from many threads: {faults[0]}") from faults[0]
+    contract.in_threads(add)
     contract.holds(len(set(store.get("check-t").seen)) == 40, "must lose nothing when many threads append to one user")

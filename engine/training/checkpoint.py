@@ -7,7 +7,6 @@ written under another name, synced and renamed, so a folder of the final name is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from engine.errors import CheckpointError
+from engine.files import sha256, sync
 from engine.training.distributed import World, barrier
 
 log = logging.getLogger("plexrank.training")
@@ -56,19 +56,19 @@ def write(folder: Path, tensors: Mapping[str, Tensor | ShardedTensor], state: Ma
     save_file(local, file)
     _write_json(
         pending / f"{name}.json",
-        {"file": file.name, "sha256": digest(file), "bytes": file.stat().st_size, "parts": parts},
+        {"file": file.name, "sha256": sha256(file), "bytes": file.stat().st_size, "parts": parts},
     )
-    _sync(file)
+    sync(file)
     barrier(world)
     if world.rank == 0:
         members = [json.loads(p.read_text()) for p in sorted(pending.glob("process-*.json"))]
         _write_json(pending / INDEX, {"format": FORMAT, "state": dict(state), "members": members})
         for part in pending.glob("process-*.json"):
             part.unlink()
-        _sync(pending)
+        sync(pending)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(pending, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     barrier(world)
 
 
@@ -132,7 +132,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             file = path / member["file"]
             if not file.is_file():
                 raise CheckpointError(f"{path}: {member['file']} is missing")
-            if file.stat().st_size != member["bytes"] or digest(file) != member["sha256"]:
+            if file.stat().st_size != member["bytes"] or sha256(file) != member["sha256"]:
                 raise CheckpointError(f"{path}: {member['file']} is damaged (its checksum differs)")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {INDEX} cannot be read: {error}") from error
@@ -230,22 +230,8 @@ def _targets(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int]]:
         yield value, 0
 
 
-def digest(file: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _write_json(path: Path, value: Any) -> None:
     with path.open("w") as stream:
         json.dump(value, stream)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

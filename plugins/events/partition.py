@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 from engine.components import LogRecord
 from engine.errors import EventError
-from plugins.events.segment import SUFFIX, Segment, encode, fsync_directory
+from engine.files import sync
+from plugins.events.segment import SUFFIX, Segment, encode
 from plugins.events.tombstones import Tombstones
 
 _TEMPORARY = ".compact"
@@ -74,7 +75,7 @@ class Partition:
     def _begin(self, offset: int) -> None:
         path = self.folder / f"{offset:020d}{SUFFIX}"
         self._out = path.open("ab", buffering=0)
-        fsync_directory(self.folder)
+        sync(self.folder)
         self._segments.append(Segment(path, self.number))
 
     # ---------------------------------------------------------------------------------------------- writing
@@ -217,7 +218,7 @@ class Partition:
             fresh = Segment(segment.path, self.number)
             fresh.size, fresh.next_offset = len(kept), segment.next_offset
             self._segments[self._segments.index(segment)] = fresh
-        fsync_directory(self.folder)
+        sync(self.folder)
         return segment.size - len(kept)
 
     def close(self) -> None:

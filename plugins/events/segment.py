@@ -113,12 +113,3 @@ class Segment:
                 if at >= self._indexed:
                     self._index.append((offset, at))
                     self._indexed = at + _INDEX_EVERY
-
-
-def fsync_directory(path: Path) -> None:
-    """Makes new and renamed files of a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

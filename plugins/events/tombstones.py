@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from plugins.events.segment import fsync_directory
+from engine.files import sync
 
 _FILE = "erased"
 _DIGEST, _OFFSET = 16, 8
@@ -58,5 +58,5 @@ class Tombstones:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
-        fsync_directory(self._path.parent)
+        sync(self._path.parent)
         self.marks = marks

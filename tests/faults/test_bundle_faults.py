@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from engine.bundle import Bundle, verify, write_bundle
 from engine.bundle.manifest import sealed
-from engine.bundle.verify import sha256
 from engine.errors import BundleError
+from engine.files import sha256
 from engine.model import build_model
 from engine.training.calibration import Calibration
 

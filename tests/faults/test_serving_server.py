@@ -192,7 +192,7 @@ def test_a_segment_that_cannot_be_begun_refuses_events_until_it_can(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("plugins.events.partition.fsync_directory", full)
+        patch.setattr("plugins.events.partition.sync", full)
         response = click(client, "u1", "2", "roll-2")
         assert response.status_code == 503
         assert "No space left on device" in response.json()["detail"]
