@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +24,7 @@ from engine.pipeline import Answer, Query
 from serving.app import serve_with
 from serving.auth import check_address, token_from
 from serving.codec import encode_answer
-from serving.protocol import BoundedProtocol
+from serving.protocol import BoundedProtocol, bound
 from serving.server import Server
 from serving.service import Service
 
@@ -54,6 +55,7 @@ def serve(
     host, port = host or settings.host, settings.port if port is None else port
     try:
         check_address(host, token_from(settings.token_env), insecure)
+        sock = bound(host, port)
         app = serve_with(service, insecure=insecure)
     except PlexrankError:
         service.close()
@@ -62,17 +64,19 @@ def serve(
     # What was loaded stays: the collector need not walk it again and again between requests.
     gc.collect()
     gc.freeze()
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_level=log_level,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-        http=BoundedProtocol,
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level=log_level,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=30,
+            timeout_graceful_shutdown=10,
+            http=BoundedProtocol,
+        )
     )
+    with sock, suppress(KeyboardInterrupt):
+        server.run(sockets=[sock])
 
 
 def _reload_on_hangup(server: Server) -> None:

@@ -26,7 +26,7 @@ from engine.components import UserState
 from engine.config import Config
 from engine.data.prepare import prepare
 from engine.data.prepared import Prepared
-from engine.errors import DataError, PlexrankError
+from engine.errors import ConfigError, DataError, PlexrankError
 from engine.loading import load_config, with_overrides
 from engine.plugins import Plugins, installed
 from engine.served import Served
@@ -34,7 +34,7 @@ from engine.train_command import Run, train_run, write
 from serving import selfcheck
 from serving.app import serve_with
 from serving.playground import curl
-from serving.protocol import BoundedProtocol
+from serving.protocol import BoundedProtocol, bound
 from serving.service import Service
 
 PORT = 8080
@@ -228,21 +228,12 @@ def _some(prepared: Prepared, n: int) -> list[UserState]:
 
 def _listen(port: int | None) -> socket.socket:
     """A socket on this machine alone; without a wish, the usual port or any free one."""
-    for wanted in (PORT, 0) if port is None else (port,):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", wanted))
-            sock.listen(128)
-        except OSError as error:
-            sock.close()
-            if port is not None:
-                raise PlexrankError(
-                    f"port {port} of 127.0.0.1: {error.strerror}; choose another with --port"
-                ) from error
-        else:
-            return sock
-    raise PlexrankError("127.0.0.1 has no free port")
+    if port is not None:
+        return bound("127.0.0.1", port)
+    try:
+        return bound("127.0.0.1", PORT)
+    except ConfigError:
+        return bound("127.0.0.1", 0)
 
 
 def _lines(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:

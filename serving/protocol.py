@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from asyncio.events import TimerHandle
 from http import HTTPStatus
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine.errors import ConfigError
 from serving.errors import MEDIA_TYPE, PROBLEMS, Problem
 
 CONNECTIONS = 512
@@ -18,6 +20,22 @@ CONNECTIONS = 512
 HEAD_BYTES = 64 << 10
 HEAD_SECONDS = 10.0
 """From a connection, or from the first byte of a request, to the end of its head."""
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with an address, not listening yet; ConfigError if the address is taken or not of this machine."""
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, number)
+    except OSError as error:
+        raise ConfigError(f"{host}: {error.strerror}; choose another with --host") from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"port {port} of {host}: {error.strerror}; choose another with --port") from error
+    return sock
 
 
 class BoundedProtocol(HttpToolsProtocol):

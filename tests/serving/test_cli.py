@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,21 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
 def test_an_open_address_is_refused_before_anything_listens(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.cli.uvicorn.run", lambda *_, **__: pytest.fail("it listens"))
+    monkeypatch.setattr("serving.cli.uvicorn.Server", lambda *_, **__: pytest.fail("it listens"))
     with pytest.raises(ConfigError, match="no token is set"):
         cli.serve(tiny_bundle, host="0.0.0.0", state_dir=tmp_path)
     cli.recommend(tiny_bundle)  # and what was opened is closed again
     assert isinstance(build(["serve"]), typer.Typer)
+
+
+def test_a_port_that_is_taken_is_named_with_its_remedy(tiny_bundle: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"port {port} of 127\.0\.0\.1: Address already in use.*--port"):
+            cli.serve(tiny_bundle, port=port, state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
+def test_an_address_that_is_not_of_this_machine_is_refused(tiny_bundle: Path, tmp_path: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match=host):
+        cli.serve(tiny_bundle, host=host, port=0, insecure=True, state_dir=tmp_path)
