@@ -1,7 +1,7 @@
-"""Criteo, the first 80,000 impressions (chunks 1-3 train, chunk 4 tests): networks beside logistic regression; compression.
+"""Criteo, the first 80,000 impressions (chunks 1-3 train, 4 tests): networks beside logistic regression; compression.
 
-60,000 rows and some 180,000 distinct ids are few for a network: tuned logistic regression is a strong opponent here, and
-a second epoch already overfits. All 39 columns are ids (in this file the counts are hashed too).
+60,000 rows and some 180,000 distinct ids are few for a network: tuned logistic regression is a strong opponent here,
+and a second epoch already overfits. All 39 columns are ids (in this file the counts are hashed too).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Feature multiplexing on MovieLens-100k (last 20 % of each user): quality at 50, 10 and 2 % of the full tables' bytes.
+"""Feature multiplexing on MovieLens-100k (last 20 % of each user) at 50, 10 and 2 % of the full tables' bytes.
 
-Beside `unified` with 1, 2 and 4 lookups stand: `full` (one row an id), a *fair* hash a feature (vocabularies of up to 32
-ids keep a row an id, the rest share the budget), and the control that every compression has to be held against: the same
-bytes by narrower vectors. On a vocabulary as small as this one the control wins; multiplexing's case is that it needs no
-pass over the vocabulary, takes ids that nobody has seen yet, has one knob, and goes below one number an id.
+Beside `unified` with 1, 2 and 4 lookups stand: `full` (one row an id), a *fair* hash a feature (vocabularies of up to
+32 ids keep a row an id, the rest share the budget), and the control that every compression has to be held against: the
+same bytes by narrower vectors. On a vocabulary as small as this one the control wins; multiplexing's case is that it
+needs no pass over the vocabulary, takes ids that nobody has seen yet, has one knob, and goes below one number an id.
 """
 
 from __future__ import annotations

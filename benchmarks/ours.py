@@ -17,9 +17,9 @@ def main() -> None:
     """Options: `config` (a path), `overrides`, `seed`."""
     asked = json.loads(sys.argv[-1])
     done = run(Path(asked["config"]), asked["overrides"], asked["seed"])
-    kept = ("auc", "gauc", "logloss", "raw_logloss", "rows_per_second", "peak_rss_mb", "epochs", "embedding_bytes")
+    kept = ("auc", "gauc", "logloss", "raw_logloss", "peak_rss_mb", "epochs", "embedding_bytes")
     figures = {name: done.figures.get(name) for name in kept}
-    print(json.dumps({**figures, "rows_per_cpu_second": done.rows_per_cpu_second}))
+    print(json.dumps({**figures, **done.speed}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Quality on MovieLens: DIN beside the mean of the history and the items' own means, on paired seeds.
 
-MovieLens-100k split by time (oldest 80 % train) and by the last 20 % of each user; MovieLens-1M, users 1-2999, by the last
-20 % of each user, where `PLEXRANK_DATA` holds it. Label: rating >= 4. Histories hold positives strictly earlier.
+MovieLens-100k split by time (oldest 80 % train) and by the last 20 % of each user; MovieLens-1M, users 1-2999, by the
+last 20 % of each user, where `PLEXRANK_DATA` holds it. Label: rating >= 4. Histories hold positives strictly earlier.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CASES = (
         "ml-100k time",
         CONFIGS / "movielens-100k.yaml",
         {},
-        source="FuxiCTR's DIN has a mean AUC of .711 on these rows, a hand-written loop .7156; the item mean's GAUC is .709",
+        source="FuxiCTR's DIN: mean AUC .711 on these rows, a hand-written loop .7156; the item mean's GAUC: .709",
         at_least={"auc": 0.714, "gauc": 0.709},
         at_most={"logloss": 0.615},
         published={"fuxictr_din_auc": 0.711, "hand_written_loop_auc": 0.7156, "logistic_regression_auc": 0.6907},
@@ -88,7 +88,7 @@ def judge(case: Case, din: Mapping[str, float | None]) -> tuple[str, bool]:
 
 
 def item_mean(one: Measured) -> dict[str, float | None]:
-    """Each item's mean label in training, smoothed by ten ratings at the overall mean, as the score of the test rows."""
+    """Each item's mean label in training, smoothed by ten ratings at the overall mean, scores the test rows."""
     task, test = next(iter(one.run.scored.items()))
     assert test.items is not None
     labels, items = [], []

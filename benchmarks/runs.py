@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 import warnings
@@ -25,22 +26,37 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 
 
+class Pace:
+    """A progress callback that clocks training steps: validation, checkpoints and what is done once are left out."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, list[tuple[float, float, float]]] = {}
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if found := re.match(r"training\W+epoch (\d+)", stage):
+            self._marks.setdefault(found[1], []).append((fraction, time.perf_counter(), time.process_time()))
+
+    def seconds(self) -> tuple[float, float, float]:
+        """(share of the whole training that was clocked, its wall and its processor seconds)."""
+        ends = [(marks[0], marks[-1]) for marks in self._marks.values()]
+        share, wall, cpu = (sum(last[i] - first[i] for first, last in ends) for i in range(3))
+        return share, wall, cpu
+
+
 @dataclass
 class Measured:
-    """One trained model with the figures that `plexrank train` prints, and the processor time that it took."""
+    """One trained model with the figures that `plexrank train` prints.
+
+    speed: rows_per_second and rows_per_cpu_second of the training steps alone.
+    """
 
     run: Run
-    cpu_seconds: float
+    speed: dict[str, float]
 
     @property
     def figures(self) -> dict[str, Any]:
         """`logloss` is of the calibrated probabilities, `raw_logloss` of the logits as they are."""
         return self.run.figures
-
-    @property
-    def rows_per_cpu_second(self) -> float:
-        """Rows trained a second of processor time; that of validation, checkpoints and the test counts too."""
-        return float(self.figures["rows"]["train"] * self.figures["epochs"] / self.cpu_seconds)
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The rows of a split, in the order of time."""
@@ -57,11 +73,14 @@ def run(config: Path, overrides: Mapping[str, Any], seed: int, plugins: Plugins 
     loaded = loaded.model_copy(update={"retrieval": None})
     prepared = prepare(loaded, plugins)
     with tempfile.TemporaryDirectory() as scratch:
-        started = time.process_time()
-        done = train_run(loaded, prepared, Path(scratch), plugins=plugins)
-        seconds = time.process_time() - started
+        pace = Pace()
+        done = train_run(loaded, prepared, Path(scratch), plugins=plugins, progress=pace)
     assert done is not None
-    return Measured(done, seconds)
+    share, wall, cpu = pace.seconds()
+    rows = share * prepared.steps("train", loaded.training.batch_size) * loaded.training.batch_size
+    rows *= loaded.training.epochs
+    speed = {"rows_per_second": rows / wall, "rows_per_cpu_second": rows / cpu} if cpu else {}
+    return Measured(done, speed)
 
 
 def mean_of(runs: Sequence[Measured], *names: str) -> dict[str, float | None]:

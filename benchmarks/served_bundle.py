@@ -30,6 +30,7 @@ def make_bundle(folder: Path) -> Path:
         {
             "item_id": [str(i) for i in range(ITEMS)],
             "title": [f"Film {i}" for i in range(ITEMS)],
+            "year": rng.integers(1940, 2000, ITEMS),
             "genres": genres,
         },
     )

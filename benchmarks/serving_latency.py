@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +33,7 @@ import torch  # noqa: E402
 
 from benchmarks.bare.ranker import BareFolded, BareRanker, rows_of  # noqa: E402
 from benchmarks.raw_http import Connection, free_port, wait_until_ready  # noqa: E402
-from benchmarks.served_bundle import ITEMS, make_bundle  # noqa: E402
+from benchmarks.served_bundle import ITEMS, USERS, make_bundle  # noqa: E402
 from engine.bundle import Bundle  # noqa: E402
 from engine.components import ScoreRequest  # noqa: E402
 from engine.deadline import Deadline  # noqa: E402
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             wait_until_ready(port, server)
             connection = Connection(port)
-            cases = [_case(size, bundle, service, connection) for size in SIZES]
+            cases = [_case(size, _users(n), bundle, service, connection) for n, size in enumerate(SIZES)]
             for number in range(rounds):
                 if number % 10 == 0:
                     report.tell(f"round {number} of {rounds}")
@@ -111,32 +112,39 @@ def _serve(bundle: Path, state: Path, port: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command + options, stderr=subprocess.DEVNULL)
 
 
-def _case(size: int, path: Path, service: Service, connection: Connection) -> Case:
-    """The same candidates and history for all; what the calls answer is compared first."""
+def _case(size: int, users: list[str], path: Path, service: Service, connection: Connection) -> Case:
+    """The same candidates and history for all; what the calls answer for the first user is compared first. Then each
+    call that a server gets is of the next user."""
     rng = np.random.default_rng(size)
     items = [str(i) for i in rng.choice(ITEMS, size, replace=False)]
     history = [str(i) for i in rng.choice(ITEMS, HISTORY, replace=False)]
     opened = Bundle.open(path)
-    state = service.store.get("5")
-    user = {**state.features, "user_id": "5"}
+    user = {**service.store.get(users[0]).features, "user_id": users[0]}
     request = ScoreRequest(user=user, history={"item_id": history}, items=items)
     rows, textbook, folded = rows_of(opened, request), BareRanker(path), BareFolded(path)
-    body = {"user": "5", "items": items, "history": history, "timeout_ms": PATIENCE_MS}
+    body = {"items": items, "history": history, "timeout_ms": PATIENCE_MS}
+    posts = [connection.request("/v1/rank", {"user": user, **body}) for user in users]
+    in_process, through_http = cycle(users), cycle(posts)
 
     def rank() -> Any:
-        query = Query("benchmark", Deadline(PATIENCE_MS / 1e3), "5", history)
+        query = Query("benchmark", Deadline(PATIENCE_MS / 1e3), next(in_process), history)
         return service.rank(query, items, {})
 
-    post = connection.request("/v1/rank", body)
     calls: dict[str, Callable[[], Any]] = {
         "textbook": lambda: textbook(rows),
         "folded": lambda: folded(rows),
         "score": lambda: service.scorer.score(request),
         "rank": rank,
-        "http": lambda: connection.send(post),
+        "http": lambda: connection.send(next(through_http)),
     }
     _agree(calls, opened, items)
     return Case(size, calls, {name: Times() for name in calls})
+
+
+def _users(number: int) -> list[str]:
+    """Each case has users of its own."""
+    share = USERS // len(SIZES)
+    return [str(user) for user in range(number * share, (number + 1) * share)]
 
 
 def _agree(calls: dict[str, Callable[[], Any]], bundle: Bundle, items: list[str]) -> None:

@@ -19,17 +19,19 @@ if TYPE_CHECKING:
     from engine.components import ScoreRequest
 
 USER_FIELDS = ("user_id", "age", "gender", "occupation")
+ITEM_FIELDS = ("item_id", "year")
+"""In the configuration's order; genres and the interest come behind them."""
 _BLOCK = 2**19
 """Numbers of the attention's first layer at a time in `BareFolded`: 2 MB, as much as stays in a core's cache."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One request as rows of tables, int64: user [1] a field, items [N], genres [T] in bags that begin at genre_starts
-    [N], history [H]."""
+    """One request as rows of tables, int64: user [1] a field, items [N] a field, genres [T] in bags that begin at
+    genre_starts [N], history [H]."""
 
     user: dict[str, Tensor]
-    items: Tensor
+    items: dict[str, Tensor]
     genres: Tensor
     genre_starts: Tensor
     history: Tensor
@@ -44,12 +46,13 @@ class BareRanker:
     @torch.inference_mode()
     def __call__(self, rows: Rows) -> Tensor:
         """-> logits float32 [N]."""
-        w, n = self.w, len(rows.items)
-        targets = F.embedding(rows.items, self._table("item_id"))
+        w, n = self.w, len(rows.genre_starts)
+        of_items = {name: F.embedding(rows.items[name], self._table(name)) for name in ITEM_FIELDS}
+        targets = of_items["item_id"]
         history = F.embedding(rows.history, self._table("item_id"))
         fields = [F.embedding(rows.user[name], self._table(name)).expand(n, -1) for name in USER_FIELDS]
         genres = F.embedding_bag(rows.genres, self._table("genres"), rows.genre_starts, mode="mean")
-        x = torch.cat([*fields, targets, genres, self._attended(targets, history)], dim=1)
+        x = torch.cat([*fields, *of_items.values(), genres, self._attended(targets, history)], dim=1)
         for layer in ("0", "2"):
             x = F.relu(F.linear(x, w[f"ranker.body.{layer}.weight"], w[f"ranker.body.{layer}.bias"]))
         return F.linear(x, w["ranker.heads.weight"], w["ranker.heads.bias"]).squeeze(1)
@@ -125,7 +128,7 @@ def rows_of(bundle: Bundle, request: ScoreRequest) -> Rows:
 
     return Rows(
         user={name: rows(name, name) for name in USER_FIELDS},
-        items=rows("item_id", "item_id"),
+        items={name: rows(name, name) for name in ITEM_FIELDS},
         genres=rows("genres", "genres"),
         genre_starts=ids["genres"].offsets()[:-1].to(torch.int64),
         history=rows("history", "item_id"),

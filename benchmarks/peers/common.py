@@ -1,4 +1,4 @@
-"""What the peers' scripts share. Runs in the peers' environment: numpy, torch and scikit-learn, nothing of this engine."""
+"""What the peers' scripts share. Runs in the peers' environment: numpy, torch, scikit-learn, nothing of this engine."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ def figures(rows: Rows, probabilities: np.ndarray) -> dict[str, float]:
     return found if rows.user is None else {**found, "gauc": gauc(rows.label, p, rows.user)}
 
 
-def answer(package: str, rows: int, clock: Clock, whole: Clock, **more: Any) -> None:
-    """Prints the result: rows trained, the time of training alone, and of training with its validation."""
+def answer(package: str, rows: int, clock: Clock, **more: Any) -> None:
+    """Prints the result; `clock` has run while the rows were trained, not while they were validated."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         json.dumps(
             {
                 "peer": f"{package} {version(package)}",
                 "rows_per_second": rows / clock.wall,
-                "rows_per_cpu_second": rows / whole.cpu,
+                "rows_per_cpu_second": rows / clock.cpu,
                 "peak_rss_mb": peak,
                 **more,
             }

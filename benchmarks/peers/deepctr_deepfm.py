@@ -25,7 +25,7 @@ def main() -> None:
     clock = Clock()
     with clock:
         model.fit(inputs, label, batch_size=size, epochs=1, verbose=0)
-    answer("deepctr-torch", len(label), clock, clock, optimizer="dense Adam over all rows", model="DeepFM")
+    answer("deepctr-torch", len(label), clock, optimizer="dense Adam over all rows", model="DeepFM")
 
 
 if __name__ == "__main__":

@@ -34,22 +34,21 @@ def main() -> None:
     )
     model.compile("adam", "binary_crossentropy")  # its learning rate is 1e-3, as the others'
     inputs = {rows: columns(rows, features) for rows in (train, validation, test)}
-    clock, whole = Clock(), Clock()
+    clock = Clock()
     best, waited, epochs = (-1.0, {}), 0, 0
-    with whole:
-        while epochs < asked["epochs"] and waited < asked["patience"]:
-            with clock:
-                model.fit(inputs[train], train.label, batch_size=asked["batch_size"], epochs=1, verbose=0)
-            epochs += 1
-            auc = float(roc_auc_score(validation.label, model.predict(inputs[validation], 4096)))
-            if auc > best[0]:
-                best, waited = (auc, copy.deepcopy(model.state_dict())), 0
-            else:
-                waited += 1
+    while epochs < asked["epochs"] and waited < asked["patience"]:
+        with clock:
+            model.fit(inputs[train], train.label, batch_size=asked["batch_size"], epochs=1, verbose=0)
+        epochs += 1
+        auc = float(roc_auc_score(validation.label, model.predict(inputs[validation], 4096)))
+        if auc > best[0]:
+            best, waited = (auc, copy.deepcopy(model.state_dict())), 0
+        else:
+            waited += 1
     model.load_state_dict(best[1])
     scores = model.predict(inputs[test], 4096)
     rows = len(train) * epochs
-    answer("deepctr-torch", rows, clock, whole, optimizer="dense Adam", epochs=epochs, **figures(test, scores))
+    answer("deepctr-torch", rows, clock, optimizer="dense Adam", epochs=epochs, **figures(test, scores))
 
 
 if __name__ == "__main__":

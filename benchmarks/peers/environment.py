@@ -1,4 +1,4 @@
-"""Where the peers are installed: `python -m benchmarks.peers.environment` makes `.venv-peers`; a second time does nothing.
+"""Where the peers are installed: `python -m benchmarks.peers.environment` makes `.venv-peers`, once.
 
 They have an environment of their own, because they pin versions that would not fit ours. Run with the interpreter that
 made `.venv`, so that both have the same Python and the same torch.
