@@ -145,7 +145,11 @@ class TrainingConfig(Section):
 
 # ------------------------------------------------------------------------------------------------ retrieval
 class RetrievalConfig(Section):
-    """How candidates are found by vectors; leave the section out to do without."""
+    """How candidates are found by vectors; leave the section out to do without.
+
+    `lr` was chosen by recall@20 on the validation part of MovieLens-100k, mean of five seeds: .169 with 0.003, .173
+    with 0.01, .169 with 0.03 (two seeds: .156 with 0.1).
+    """
 
     encoder: ComponentConfig = _component("encoders")
     loss: ComponentConfig = _component("losses.retrieval")
@@ -153,7 +157,7 @@ class RetrievalConfig(Section):
     retriever: ComponentConfig = _component("retrievers")
     epochs: int = Field(5, ge=1, description="passes over the positives")
     batch_size: int = Field(1024, ge=2, description="positives a step")
-    lr: float = Field(3e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
+    lr: float = Field(1e-2, gt=0, description="Adam's learning rate of the towers and row-wise Adagrad's of the tables")
     temperature: float = Field(0.1, gt=0, description="inner products are divided by this")
     normalize: bool = Field(True, description="vectors of length one")
 

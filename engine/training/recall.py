@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CUTS = (10, 20, 50)
 USERS = 10_000
-"""Most users that are asked for; the first to come in the test split."""
+"""Most users that are asked for; the first to come in the split."""
 _ITEMS = 8192
 _QUERIES = 256
 
@@ -34,14 +34,17 @@ def encode_catalogue(model: EncoderModel, prepared: Prepared) -> np.ndarray:
 
 
 @torch.inference_mode()
-def evaluate(model: EncoderModel, prepared: Prepared, item_vectors: np.ndarray) -> dict[str, float]:
-    """How many of a user's positives of the test split are among the best items, without those had in training.
+def evaluate(
+    model: EncoderModel, prepared: Prepared, item_vectors: np.ndarray, split: str = "test"
+) -> dict[str, float]:
+    """How many of a user's positives of a split are among the best items, without those had in training.
 
-    A user asks once, with features and history as they were at the user's first positive of the test split; all rows
-    count as had that training holds of the user, whatever their label. -> `users` (with a positive left), recall@k,
-    ndcg@k, mrr, and the same under `popular/` for the items of most positives; empty without test users.
+    split: "test", or "validation" to choose by. A user asks once, with features and history as they were at the user's
+    first positive of the split; all rows count as had that training holds of the user, whatever their label. -> `users`
+    (with a positive left), recall@k, ndcg@k, mrr, and the same under `popular/` for the items of most positives; empty
+    where the split has no users with positives.
     """
-    users, queries, positives = _questions(model, prepared)
+    users, queries, positives = _questions(model, prepared, split)
     had = _had(prepared, users)
     positives = positives[~np.isin(positives, had)]
     if not len(positives):
@@ -74,13 +77,13 @@ def _best(scores: Tensor, had: np.ndarray) -> np.ndarray:
     return np.where(torch.isneginf(values), -1, places)
 
 
-def _questions(model: EncoderModel, prepared: Prepared) -> tuple[np.ndarray, Tensor, np.ndarray]:
+def _questions(model: EncoderModel, prepared: Prepared, split: str) -> tuple[np.ndarray, Tensor, np.ndarray]:
     """Users int64 [Q] ascending, their vectors [Q, D], and their positives as distinct Q-row * items + item."""
     users: list[np.ndarray] = []
     vectors: list[Tensor] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     known = np.empty(0, np.int64)
-    for batch in prepared.batches("test", _ITEMS, positives_only=True):
+    for batch in prepared.batches(split, _ITEMS, positives_only=True):
         keys, rows = _keys(batch, prepared)
         pairs.append((keys[rows >= 0], rows[rows >= 0]))
         distinct, first = np.unique(keys, return_index=True)
