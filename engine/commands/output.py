@@ -128,6 +128,9 @@ class Progress:
         now = time.monotonic()
         if name != self._stage:
             self._end()
+            if fraction >= 1.0:  # over as soon as it is told
+                self._line(stage)
+                return
             self._stage, self._began, self._told = name, now, now
             self._line(f"{name} ...")
         elif now - self._told >= SILENCE:

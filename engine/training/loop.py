@@ -303,7 +303,7 @@ class Loop:
         """Takes up the newest whole checkpoint, if there is one."""
         found = checkpoint.latest(self.root, self.world)
         if found is None:
-            log.info("no checkpoint under %s: starting anew", self.root)
+            log.warning("no checkpoint under %s: starting anew", self.root)
             return
         kept = dict(found.state)
         _same(kept.pop("config"), _fixed(self.config), found.path)
@@ -312,6 +312,8 @@ class Loop:
         patience = self.metric is not None and self.state.waited >= self.training.early_stopping.patience
         self.state.finished = patience or self.state.epoch >= self.training.epochs
         log.info("resumed at epoch %d, step %d from %s", self.state.epoch + 1, self.state.step, found.path)
+        if self.progress is not None:
+            self.progress(f"resumed after {self.state.epoch} epochs and {self.state.step} steps", 1.0)
 
     # --------------------------------------------------------------------------------------------------- result
     def result(self) -> TrainResult:

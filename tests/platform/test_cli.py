@@ -227,10 +227,11 @@ def test_progress_off_a_terminal_is_a_line_where_a_stage_begins_and_one_where_it
     with output.Progress() as progress:
         for loss in (0.9, 0.5, 0.4):
             progress(f"training; loss {loss}", 0.5)
+        progress("data ready", 1.0)
         progress("run 1 of 2, mean", 0.0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0] for line in lines] == [
-        "training ...", "training; loss 0.4", "run 1 of 2, mean ...", "run 1 of 2, mean",
+        "training ...", "training; loss 0.4", "data ready", "run 1 of 2, mean ...", "run 1 of 2, mean",
     ]  # fmt: skip
 
 
