@@ -39,7 +39,7 @@ class Turns:
         size = FIXED + items
         with self._freed:
             expected = self.pace * (self._taken / self._places + size)
-            fits = not self._taken or time.monotonic() + expected <= until
+            fits = not self._taken or time.monotonic() + MARGIN * expected <= until
             self._taken += size if fits else 0
         return fits
 

@@ -48,6 +48,7 @@ def test_without_the_token_nothing_but_health_is_answered(guarded: Any) -> None:
         "Basic !!!",
         "Basic " + "A" * 999,
         "Bearer ü",
+        "Basic ü",
     ],
 )
 def test_a_wrong_token_is_no_token(guarded: Any, given: str) -> None:
