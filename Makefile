@@ -2,7 +2,7 @@
 # make test    lint, types and every test
 # make help    the rest
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench docs lock clean
+.PHONY: help install demo test lint format bench peers docs lock clean
 
 PYTHON ?=
 GPU ?=
@@ -38,6 +38,9 @@ format: $(STAMP)  ## let ruff write
 bench: $(STAMP)  ## every figure that the README shows; slow
 	@$(BIN)/python -m benchmarks
 
+peers: $(STAMP)  ## the libraries that bench compares with, in an environment of their own
+	@$(BIN)/python -m benchmarks.peers.environment
+
 docs: $(STAMP)  ## write the pages of docs/ that come from the code
 	@$(BIN)/python docs/build.py
 
@@ -46,5 +49,5 @@ lock: $(STAMP)  ## write requirements.lock from what is installed now
 		| sed -E 's/\+cpu$$//' | grep '==' >requirements.lock
 
 clean:  ## remove .venv, runs and caches
-	@rm -rf .venv runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info packaging/*/*.egg-info
+	@rm -rf .venv .venv-peers runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info packaging/*/*.egg-info
 	@find . -name __pycache__ -prune -exec rm -rf {} +
