@@ -129,6 +129,8 @@ def _isotonic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _platt(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Slope and offset of the maximum likelihood sigmoid with Platt's targets."""
+    from scipy.optimize import minimize
+
     positives = y.sum()
     target = np.where(y > 0, (positives + 1) / (positives + 2), 1 / (len(y) - positives + 2))
     spread = float(x.std()) or 1.0
