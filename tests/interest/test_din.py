@@ -130,6 +130,16 @@ def test_explain_gives_the_weights_that_made_the_sum() -> None:
         torch.testing.assert_close((w * items).sum(0), interest[i], rtol=1e-4, atol=1e-5)
 
 
+def test_the_scale_multiplies_every_weight() -> None:
+    targets, history, users = world()
+    plain, scaled = made(scale=1.0), made(scale=0.25)
+    torch.testing.assert_close(scaled(targets, history, users), 0.25 * plain(targets, history, users))
+    for model in (plain, scaled):
+        model.eval()
+    weights = plain.explain(targets, history, users).values()
+    torch.testing.assert_close(scaled.explain(targets, history, users).values(), 0.25 * weights)
+
+
 def test_attention_is_the_softmax_of_inner_products() -> None:
     targets, history, users = world()
     got = AttentionInterest(DIM, AttentionInterest.Options())(targets, history, users)
