@@ -27,7 +27,7 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float | None:
     labels [n] (positive where > 0.5), scores [n], any monotone scale.
     """
     y, s = _pair(labels, scores)
-    return _grouped(y, s, np.zeros(len(y), dtype=np.int64))[0]
+    return _grouped(y, s, np.zeros(len(y), dtype=np.int64))
 
 
 def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike | None) -> float | None:
@@ -39,15 +39,7 @@ def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike | None) -> float
         return None
     y, s = _pair(labels, scores)
     _, codes = np.unique(np.asarray(users), return_inverse=True)
-    return _grouped(y, s, codes.reshape(-1))[0]
-
-
-def user_auc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each user's own AUC: distinct users [U], AUC float64 [U] (nan for one class), impressions int64 [U]."""
-    y, s = _pair(labels, scores)
-    keys, codes = np.unique(np.asarray(users), return_inverse=True)
-    _, each, count = _grouped(y, s, codes.reshape(-1))
-    return keys, each, count
+    return _grouped(y, s, codes.reshape(-1))
 
 
 def logloss(labels: ArrayLike, probabilities: ArrayLike) -> float | None:
@@ -189,16 +181,14 @@ def _lists(hit: ArrayLike, relevant_count: ArrayLike) -> tuple[np.ndarray, np.nd
     return h[n > 0], n[n > 0]
 
 
-def _grouped(y: np.ndarray, s: np.ndarray, group: np.ndarray) -> tuple[float | None, np.ndarray, np.ndarray]:
-    """Rank-sum AUC in each group (codes from 0): the mean weighted by rows, each group's, each group's rows.
+def _grouped(y: np.ndarray, s: np.ndarray, group: np.ndarray) -> float | None:
+    """Rank-sum AUC in each group (codes from 0), averaged by rows over the groups of both classes; None without any.
 
     Sorted by (group, score), equal scores of a group share their mean rank; the sum of the positives' ranks gives
     Mann-Whitney's U. No loop over groups.
     """
-    if not len(y):
-        return None, np.empty(0), np.empty(0, dtype=np.int64)
-    if np.isnan(s).any():
-        return None, np.full(int(group.max()) + 1, np.nan), np.bincount(group)
+    if not len(y) or np.isnan(s).any():
+        return None
     order = np.lexsort((s, group))
     g, v, positive = group[order], s[order], y[order] > 0.5
     new = np.empty(len(g), dtype=bool)
@@ -214,8 +204,5 @@ def _grouped(y: np.ndarray, s: np.ndarray, group: np.ndarray) -> tuple[float | N
     negatives = count - positives
     pairs = positives * negatives
     above = np.bincount(g, rank * positive, len(count)) - positives * (positives + 1) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        each = np.where(pairs > 0, above / pairs, np.nan)
     usable = pairs > 0
-    mean = float(np.average(each[usable], weights=count[usable])) if usable.any() else None
-    return mean, each, count
+    return float(np.average(above[usable] / pairs[usable], weights=count[usable])) if usable.any() else None

@@ -53,14 +53,6 @@ def test_gauc_ignores_what_differs_only_between_users():
     assert metrics.gauc([0, 1, 0, 1], [1, 2, 200, 100], [7, 7, 9, 9]) == 0.5
 
 
-def test_each_users_auc_is_nan_where_only_one_class_was_seen():
-    keys, each, rows = metrics.user_auc([0, 1, 1], [0.2, 0.7, 0.1], [5, 5, 3])
-    assert keys.tolist() == [3, 5]
-    assert np.isnan(each[0])
-    assert each[1] == 1.0
-    assert rows.tolist() == [1, 2]
-
-
 def test_nan_scores_give_no_auc():
     assert metrics.auc([0, 1], [np.nan, 1.0]) is None
 

@@ -108,6 +108,9 @@ def test_the_report_lies_beside_the_bundle(run):
     assert "By user activity" in html
     assert "By item popularity" in html
     assert "item_mean" in html
+    figures = json.loads((run[0] / "metrics.json").read_text())
+    gained = (figures["auc"] - 0.5) / (figures["baselines"]["item_mean"]["auc"] - 0.5) - 1  # RelaImpr
+    assert f">{gained:.4g}<" in html
 
 
 def test_stages_are_told(run):

@@ -176,11 +176,16 @@ def _tasks(scored: Mapping[str, Scored], figures: Mapping[str, Any]) -> Section:
     rows = []
     for task, s in scored.items():
         own = task_figures(s)
-        rows.append((f"model: {task}", *(show(own[k]) for k in FIGURES)))
+        rows.append((f"model: {task}", *(show(own[k]) for k in FIGURES), show(None)))
     for name, base in (figures.get("baselines") or {}).items():
-        rows.append((name, *(show(base.get(k)) for k in FIGURES)))
-    note = "A model must beat the GAUC of the item mean to have learned anything personal."
-    return Section("Against the baselines", note, head=("", "AUC", "GAUC", "log loss", "NE", "ECE"), rows=rows)
+        gained = metrics.rel_impr(figures.get("auc"), base.get("auc"))
+        rows.append((name, *(show(base.get(k)) for k in FIGURES), show(gained)))
+    note = (
+        "A model must beat the GAUC of the item mean to have learned anything personal. "
+        "RelaImpr is the ranking task's (AUC - .5) / (baseline's AUC - .5) - 1."
+    )
+    head = ("", "AUC", "GAUC", "log loss", "NE", "ECE", "RelaImpr of the model")
+    return Section("Against the baselines", note, head=head, rows=rows)
 
 
 def task_figures(rows: Scored) -> dict[str, float | None]:
