@@ -82,6 +82,8 @@ def train_retrieval(
         torch.set_num_threads(config.training.threads)
     model.train()
     done, mean_loss = 0, 0.0
+    if progress is not None:
+        progress("retrieval", 0.0)
     for epoch in range(section.epochs):
         batches = prepared.batches(
             "train", section.batch_size, shuffle_seed=config.seed + epoch, rank=world.rank, world=world.size,
