@@ -72,7 +72,6 @@ def shard(
     parameters stay whole on each process, and `average_gradients` keeps them equal.
     """
     methods = [m for m in model.modules() if isinstance(m, TableEmbedding)]
-    tables = [name for m in methods for name in m.tables]
     sharder = Sharder(
         fused_params={
             "optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -89,8 +88,15 @@ def shard(
         hbm_cap=torch.cuda.get_device_properties(world.device).total_memory if kind == "cuda" else None,
         ddr_cap=psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
     )
-    constraint = ParameterConstraints(sharding_types=ALLOWED[sharding.type], compute_kernels=["fused"])
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=dict.fromkeys(tables, constraint))
+    constraints = {
+        table.name: ParameterConstraints(
+            sharding_types=ALLOWED["table_wise" if leaves_some_without(table.rows, world.size) else sharding.type],
+            compute_kernels=["fused"],
+        )
+        for method in methods
+        for table in method.tables.values()
+    }
+    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
     try:
         plan = planner.collective_plan(model, [sharder], dist.GroupMember.WORLD)
     except PlannerError as error:
@@ -110,6 +116,12 @@ def shard(
     for method in methods:
         method.initialise()
     return sharded
+
+
+def leaves_some_without(rows: int, processes: int) -> bool:
+    """Whether row-wise blocks of equal size leave a process without a row, which fbgemm refuses."""
+    block = -(-rows // processes)
+    return block * (processes - 1) >= rows
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], extra: Tensor, world: World) -> Tensor:

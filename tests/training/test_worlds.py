@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.plugins import installed
+from engine.training.distributed import leaves_some_without
 from engine.training.loop import TrainResult, train
 from tests.training.small import SmallPrepared, small_config
 
@@ -84,3 +85,12 @@ def test_unequal_shares_and_regularisation_do_not_depend_on_the_number_of_proces
     result = train(config, SmallPrepared(rows=rows), tmp_path, plugins=installed())
     assert result.test is not None
     np.testing.assert_allclose(np.load(two / "l2.npy"), result.test.logits["click"], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "without"),
+    [(1, 2, True), (2, 2, False), (3, 2, False), (5, 4, True), (8, 4, False), (9, 1, False)],
+)
+def test_a_table_too_short_for_row_wise_blocks_is_known(rows: int, processes: int, without: bool) -> None:
+    """5 rows over 4 processes are blocks of 2, 2, 1 and 0."""
+    assert leaves_some_without(rows, processes) is without
