@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from engine.components import Inputs, InputSpec, PluginOptions
+from models.batch_norm import BatchNorm
 
 Activation = Literal["relu", "prelu", "gelu", "silu"]
 
@@ -33,7 +34,7 @@ class MLP(nn.Sequential):
         for units in options.hidden if hidden is None else hidden:
             layers.append(nn.Linear(width, units))
             if options.batch_norm:
-                layers.append(nn.BatchNorm1d(units))
+                layers.append(BatchNorm(units))
             layers.append(_ACTIVATIONS[options.activation]())
             if options.dropout:
                 layers.append(nn.Dropout(options.dropout))
