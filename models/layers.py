@@ -32,7 +32,8 @@ class MLP(nn.Sequential):
     def __init__(self, width: int, options: MLPOptions, hidden: Sequence[int] | None = None, out: int | None = None):
         layers: list[nn.Module] = []
         for units in options.hidden if hidden is None else hidden:
-            layers.append(nn.Linear(width, units))
+            # normalisation takes a bias out again: its gradient is rounding error, which Adam would make whole steps of
+            layers.append(nn.Linear(width, units, bias=not options.batch_norm))
             if options.batch_norm:
                 layers.append(BatchNorm(units))
             layers.append(_ACTIVATIONS[options.activation]())

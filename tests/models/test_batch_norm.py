@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from models.batch_norm import BatchNorm
+from models.layers import MLP, MLPOptions
 
 
 def rows(count: int) -> Tensor:
@@ -65,3 +66,8 @@ def test_two_processes_learn_as_one_does_on_all_rows_also_where_one_has_none(tmp
     for place in range(2, 6):  # summed gradients and running statistics, equal on both
         for part in found:
             torch.testing.assert_close(part[place], expected[place], atol=1e-4, rtol=1e-4)
+
+
+def test_a_layer_before_the_normalisation_has_no_bias_that_only_noise_would_move() -> None:
+    with_, without = (MLP(4, MLPOptions(hidden=(8,), batch_norm=norm)) for norm in (True, False))
+    assert (with_[0].bias is None, without[0].bias is None) == (True, False)
