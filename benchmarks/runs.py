@@ -55,8 +55,10 @@ class Measured:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """`logloss` is of the calibrated probabilities, `raw_logloss` of the logits as they are."""
-        return self.run.figures
+        """`logloss` is of the calibrated probabilities, `raw_logloss` of the logits as they are; `embedding_bytes` are
+        those of the tables that are served, without vocabularies."""
+        served = sum(t.nbytes for t in self.run.model.embedding.state_dict().values())
+        return {**self.run.figures, "embedding_bytes": served}
 
     def batches(self, split: str) -> Iterator[Batch]:
         """The rows of a split, in the order of time."""

@@ -24,6 +24,11 @@ class Table:
     rows: int
     dim: int
 
+    @property
+    def stored(self) -> int:
+        """Numbers a row takes while it is trained: TorchRec's kernels want a multiple of four. The rest stay zero."""
+        return -(-self.dim // 4) * 4
+
 
 @dataclass(frozen=True, eq=False)
 class Own:

@@ -92,7 +92,7 @@ class TableEmbedding(EmbeddingMethod):
                 EmbeddingBagConfig(
                     name=n,
                     num_embeddings=self.tables[n].rows,
-                    embedding_dim=self.tables[n].dim,
+                    embedding_dim=self.tables[n].stored,
                     feature_names=[n],
                     pooling=PoolingType.SUM,
                     init_fn=_leave,
@@ -144,10 +144,12 @@ class TableEmbedding(EmbeddingMethod):
         for name, size in zip(names, sizes, strict=True):
             features = [f for f in self._readers[name] if f in rows]
             counts = [len(rows[f]) for f in features]
+            table = self.tables[name]
+            read = looked_up[name] if table.stored == table.dim else looked_up[name][:, : table.dim]
             if counts == [stride]:
-                vectors[features[0]] = looked_up[name].reshape(-1, self._widths[features[0]])
+                vectors[features[0]] = read.reshape(-1, self._widths[features[0]])
                 continue
-            pieces = looked_up[name].split([*counts, stride - size])
+            pieces = read.split([*counts, stride - size])
             vectors.update((f, p.reshape(-1, self._widths[f])) for f, p in zip(features, pieces, strict=False))
         return vectors
 
@@ -158,14 +160,15 @@ class TableEmbedding(EmbeddingMethod):
         unknown = {p.table.name: p.unknown_rows for p in self._placements.values() if isinstance(p, Own)}
         for name, weight, first in self._local_weights():
             seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:6], "little")
-            last, dim = first + weight.shape[0], weight.shape[1]
+            last, dim = first + weight.shape[0], self.tables[name].dim
+            weight[:, dim:] = 0.0
             for chunk in range(first // CHUNK, -(-last // CHUNK)):
                 begin = chunk * CHUNK
                 generator = torch.Generator().manual_seed(seed + chunk)
                 drawn = torch.empty(CHUNK, dim).uniform_(-half, half, generator=generator)
                 drawn[: max(0, unknown.get(name, 0) - begin)] = 0.0
                 low, high = max(first, begin), min(last, begin + CHUNK)
-                weight[low - first : high - first] = drawn[low - begin : high - begin].to(weight.device)
+                weight[low - first : high - first, :dim] = drawn[low - begin : high - begin].to(weight.device)
 
     def _weights(self) -> dict[str, Tensor | ShardedTensor]:
         """table -> its whole weight, sharded or not."""
@@ -186,9 +189,10 @@ class TableEmbedding(EmbeddingMethod):
 
     def memory_bytes(self) -> Memory:
         """Training: weights, row-wise Adagrad's float a row, vocabularies. Inference: the frozen form's tensors."""
+        trained = sum(4 * t.rows * (t.stored + 1) for t in self.tables.values())
         weights = sum(4 * t.rows * t.dim for t in self.tables.values())
         maps = sum(b.nbytes for b in self.placer.buffers())
-        return Memory(training=weights + maps + sum(4 * t.rows for t in self.tables.values()), inference=weights + maps)
+        return Memory(training=trained + maps, inference=weights + maps)
 
     @torch.no_grad()
     def touched_rows(self, ids: KeyedJaggedTensor) -> dict[str, Tensor]:
@@ -200,7 +204,9 @@ class TableEmbedding(EmbeddingMethod):
         the weights and the others tables on the meta device."""
         whole = {}
         for name, weight in self._weights().items():
-            whole[name] = gather(weight) if isinstance(weight, ShardedTensor) else weight
+            stored = gather(weight) if isinstance(weight, ShardedTensor) else weight
+            table = self.tables[name]
+            whole[name] = stored if table.stored == table.dim else stored[:, : table.dim].contiguous()
         return FrozenTables(self._placements, whole)
 
 

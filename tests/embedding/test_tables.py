@@ -112,20 +112,23 @@ def test_gradients_reach_the_rows_that_were_read_and_no_others(
         for name, parameter in group.named_parameters():
             table_name = name.split(".")[-2]
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, counts[table_name][:, None].expand_as(parameter))
+            dim = method.tables[table_name].dim
+            torch.testing.assert_close(parameter.grad[:, :dim], counts[table_name][:, None].expand(-1, dim))
+            assert (parameter.grad[:, dim:] == 0).all()
             assert torch.equal(touched[table_name], counts[table_name].nonzero()[:, 0])
 
 
 @pytest.mark.parametrize(("cls", "options"), NAMED)
 def test_memory_is_what_the_tensors_hold(cls: type[TableEmbedding], options: dict[str, Any]) -> None:
     method = make(cls, **options)
-    weights = sum(p.nbytes for p in method.parameters())
+    trained = sum(p.nbytes for p in method.parameters())
     buffers = sum(b.nbytes for b in method.buffers())
     rows = sum(p.shape[0] for p in method.parameters())
+    weights = sum(4 * table.rows * table.dim for table in method.tables.values())
     frozen = method.freeze()
     held = sum(t.nbytes for t in (*frozen.parameters(), *frozen.buffers()))
     assert method.memory_bytes().inference == held == weights + buffers
-    assert method.memory_bytes().training == weights + buffers + 4 * rows
+    assert method.memory_bytes().training == trained + buffers + 4 * rows
 
 
 @pytest.mark.parametrize(("cls", "options"), NAMED)
@@ -255,3 +258,20 @@ def test_a_batch_without_rows_gives_no_vectors() -> None:
         assert {f: tuple(v.values().shape) for f, v in method.freeze()(asked).items()} == dict.fromkeys(
             method.widths, (0, 8)
         )
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 6])
+def test_a_width_that_the_kernels_do_not_take_is_padded_with_zeros_that_nothing_reads(dim: int) -> None:
+    narrow = [f.model_copy(update={"dim": dim}) for f in FEATURES]
+    method = make(FullEmbedding, narrow, init=0.5)
+    for weight in (t for _, t, _ in method._local_weights()):
+        assert weight.shape[1] == 4 * -(-dim // 4)
+        assert (weight[:, dim:] == 0).all()
+    batch = ids()
+    trained, frozen = method(batch), method.freeze()
+    for feature, found in frozen(batch).items():
+        assert found.values().shape[1] == dim == method.widths[feature]
+        torch.testing.assert_close(found.values(), trained[feature].values())
+    rows = 21 + 31 + 5  # users, items and tags, each with one for the unknown
+    vocabularies = sum(b.nbytes for b in method.placer.buffers())
+    assert method.memory_bytes().inference == rows * dim * 4 + vocabularies == frozen.memory_bytes().inference
