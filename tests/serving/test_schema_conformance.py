@@ -42,6 +42,19 @@ def test_every_published_operation_is_tried(api: Any) -> None:
     assert sorted(published) == sorted(PATHS)
 
 
+NOTHING_TO_BREAK = {
+    "GET /v1/users/{user}",
+    "DELETE /v1/users/{user}",
+    "GET /v1/items/{item}",
+    "GET /v1/models",
+    "GET /v1/plugins",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /metrics",
+}
+"""They take nothing, or any text: no request breaks their schema."""
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("label", PATHS)
 def test_every_answer_is_one_that_is_published(api: Any, label: str, mode: GenerationMode) -> None:
@@ -52,8 +65,8 @@ def test_every_answer_is_one_that_is_published(api: Any, label: str, mode: Gener
     def check(case: Any) -> None:
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
-    try:
+    if mode is GenerationMode.NEGATIVE and label in NOTHING_TO_BREAK:
+        with pytest.raises(Unsatisfiable):
+            check()
+    else:
         check()
-    except Unsatisfiable:
-        assert mode is GenerationMode.NEGATIVE
-        pytest.skip("nothing that it takes could be wrong")

@@ -11,6 +11,7 @@ import pytest
 
 from engine.components import StateStore, UserState
 from engine.errors import PlexrankError, PluginError
+from engine.testing import check_state_store
 from plugins.state.record import add, pack, unpack
 from plugins.state.redis import RedisStateStore
 from plugins.state.sqlite import SqliteStateStore
@@ -238,3 +239,7 @@ def test_adding_is_the_same_in_one_call_or_in_many() -> None:
         add(one_by_one, [item], [time], positive=True, history_cap=4, seen_cap=3)
     by_time = [item for _, item in sorted(zip(times, items, strict=True), reverse=True)]
     assert at_once.history == one_by_one.history == by_time[:4]
+
+
+def test_redis_keeps_the_contract_of_state_stores(redis_port: int) -> None:
+    check_state_store(RedisStateStore, {"url": f"redis://127.0.0.1:{redis_port}/0", "prefix": "contract:"})
