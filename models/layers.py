@@ -62,6 +62,7 @@ class EqualWidths(nn.Module):
     """A linear projection a field, so that fields of any width meet in one: -> [N, F, dim].
 
     The dense columns, where there are any, count as one more field, the last; `dense` is the network that makes it.
+    Fields of one width are projected together and stand behind one another, in the order of their widths' first.
 
     It is also what keeps a multiplexed table readable: rows that several features share are told apart by the
     features' own projections (Coleman et al. 2023, section 4.2: collisions between features vanish at the read-out if
@@ -70,13 +71,20 @@ class EqualWidths(nn.Module):
 
     def __init__(self, inputs: InputSpec, dim: int, dense: nn.Module | None = None) -> None:
         super().__init__()
-        self.projections = nn.ModuleList(nn.Linear(width, dim, bias=False) for width in inputs.fields.values())
-        self.names = list(inputs.fields)
+        self.names: dict[int, list[str]] = {}
+        drawn: dict[int, list[Tensor]] = {}
+        for name, width in inputs.fields.items():
+            self.names.setdefault(width, []).append(name)
+            drawn.setdefault(width, []).append(nn.Linear(width, dim, bias=False).weight.T)
+        self.weights = nn.ParameterList(torch.stack(weights).detach() for weights in drawn.values())
         self.dense = (dense or nn.Linear(inputs.dense, dim)) if inputs.dense else None
-        self.count = len(self.names) + bool(inputs.dense)
+        self.count = len(inputs.fields) + bool(inputs.dense)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        vectors = [project(inputs.fields[name]) for name, project in zip(self.names, self.projections, strict=True)]
+        vectors = [
+            torch.bmm(inputs.beside(names).view(-1, len(names), width).transpose(0, 1), weight)
+            for (width, names), weight in zip(self.names.items(), self.weights, strict=True)
+        ]
         if self.dense is not None:
-            vectors.append(self.dense(inputs.dense))
-        return torch.stack(vectors, dim=1)
+            vectors.append(self.dense(inputs.dense).unsqueeze(0))
+        return (torch.cat(vectors) if len(vectors) > 1 else vectors[0]).transpose(0, 1)

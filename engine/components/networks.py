@@ -120,7 +120,42 @@ class Inputs:
 
     def concat(self) -> Tensor:
         """All columns behind one another -> [N, InputSpec.width]."""
-        return torch.cat([*self.fields.values(), self.dense], dim=1)
+        return torch.cat([*runs(list(self.fields.values())), self.dense], dim=1)
+
+    def beside(self, names: Sequence[str]) -> Tensor:
+        """These fields behind one another -> [N, sum of their widths], without a copy where they lie so."""
+        found = runs([self.fields[name] for name in names])
+        return torch.cat(found, dim=1) if len(found) > 1 else found[0]
+
+
+def runs(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors [N, w] to put side by side; those that are neighbouring columns of one tensor already come as one.
+
+    Vectors of many tables are looked up into one tensor and then told apart: to join 26 of them again would copy all,
+    and their gradients one by one.
+    """
+    found: list[Tensor] = []
+    whole: Tensor | None = None
+    first = last = 0
+    for part in parts:
+        base = _columns_of(part)
+        begin = 0 if base is None else int(part.storage_offset()) - int(base.storage_offset())
+        if base is not None and base is whole and begin == last:
+            last = begin + part.shape[1]
+            found[-1] = base if last - first == base.shape[1] else base[:, first:last]
+        else:
+            whole, first, last = base, begin, begin + part.shape[1]
+            found.append(part)
+    return found
+
+
+def _columns_of(part: Tensor) -> Tensor | None:
+    """The tensor [N, W] of which `part` [N, w] is columns, in all its rows; None if it is no such view of one, or one
+    that passes no gradient on."""
+    base: Tensor | None = part._base
+    if base is None or base.dim() != 2 or part.dim() != 2 or (base.requires_grad and part.grad_fn is None):
+        return None
+    return base if part.shape[0] == base.shape[0] and part.stride() == base.stride() else None
 
 
 class Ranker(nn.Module, Component, ABC):
