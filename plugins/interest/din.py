@@ -9,19 +9,19 @@ from typing import Literal, Self, TypeAlias
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from engine.components import InterestModel, PluginOptions
 from engine.hookspecs import hookimpl
 from plugins.interest import ragged
 from plugins.interest.dice import Dice
+from plugins.interest.weighed import WeighedHistory
 
 _BLOCK = 2**19  # numbers of the first layer at a time in serving: 2 MB
 
 _Folded: TypeAlias = tuple[tuple[Tensor, Tensor, Tensor], list[Callable[[Tensor], Tensor]]]
 
 
-class DINInterest(InterestModel):
+class DINInterest(WeighedHistory):
     """Deep interest network: weight of an item = MLP([h, t, h - t, h * t]), without softmax, then the weighted sum.
 
     Shapes: targets [N, D], history [T, D] over U users -> [N, D]; a user without history gives zeros. Without softmax
@@ -53,20 +53,6 @@ class DINInterest(InterestModel):
         self._settled: _Folded | None = None
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activations = nn.ModuleList(_activation(options.activation, width) for width in options.hidden)
-
-    def forward(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
-        history = ragged.newest(history, self.options.max_history)
-        if len(history.lengths()) == 1:
-            return self._of_one_user(targets, history.values())
-        pairs = ragged.pairs(history, user_of_target)
-        items = pairs.items(history.values())
-        return ragged.attend(items, self._weights(targets, items, pairs), pairs)
-
-    def explain(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> JaggedTensor:
-        history = ragged.newest(history, self.options.max_history)
-        pairs = ragged.pairs(history, user_of_target)
-        weights = self._weights(targets, pairs.items(history.values()), pairs)
-        return JaggedTensor(values=weights.unsqueeze(1), lengths=pairs.lengths)
 
     def _weights(self, targets: Tensor, items: Tensor, pairs: ragged.Pairs) -> Tensor:
         """targets [N, D], items [P, D] -> weights [P]."""
