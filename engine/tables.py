@@ -146,8 +146,9 @@ class TableEmbedding(EmbeddingMethod):
             counts = [len(rows[f]) for f in features]
             table = self.tables[name]
             read = looked_up[name] if table.stored == table.dim else looked_up[name][:, : table.dim]
-            if counts == [stride]:
-                vectors[features[0]] = read.reshape(-1, self._widths[features[0]])
+            if counts == [stride]:  # as it is where it can be: columns of one tensor, which `runs` joins
+                width = self._widths[features[0]]
+                vectors[features[0]] = read if read.shape[1] == width else read.reshape(-1, width)
                 continue
             pieces = read.split([*counts, stride - size])
             vectors.update((f, p.reshape(-1, self._widths[f])) for f, p in zip(features, pieces, strict=False))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from engine.components import Inputs, InputSpec, Ranker
 from engine.hookspecs import hookimpl
@@ -41,8 +44,10 @@ class DLRMRanker(Ranker):
         self.body = MLP(beside + count * (count - 1) // 2, options)
         self.heads = Heads(self.body.output_dim, tasks)
         self.pairs: Tensor
-        pairs = np.stack(np.triu_indices(count, 1))  # by numpy: real also where modules are made on the meta device
+        self.pair_of: Tensor
+        pairs, pair_of = _pairs(count)
         self.register_buffer("pairs", torch.from_numpy(pairs), persistent=False)
+        self.register_buffer("pair_of", torch.from_numpy(pair_of), persistent=False)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         vectors = self.vectors(inputs)
@@ -51,7 +56,35 @@ class DLRMRanker(Ranker):
 
     def products(self, vectors: Tensor) -> Tensor:
         """Inner products of all pairs i < j: [N, F, K] -> [N, F (F - 1) / 2]."""
-        return torch.bmm(vectors, vectors.transpose(1, 2))[:, self.pairs[0], self.pairs[1]]
+        found: Tensor = _Products.apply(vectors, self.pairs, self.pair_of)  # type: ignore[no-untyped-call]
+        return found
+
+
+def _pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the pairs i < j in a flat [count, count], and for each place its pair, on the diagonal one past the
+    last. By numpy: real also where modules are made on the meta device."""
+    i, j = np.triu_indices(count, 1)
+    pair_of = np.full((count, count), len(i))
+    pair_of[i, j] = pair_of[j, i] = np.arange(len(i))
+    return i * count + j, pair_of.reshape(-1)
+
+
+class _Products(torch.autograd.Function):
+    """Products of pairs by one matrix product each way; autograd would scatter the gradient to a triangle first, which
+    takes twice as long in all."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, pairs: Tensor, pair_of: Tensor) -> Tensor:
+        ctx.save_for_backward(vectors, pair_of)
+        return torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, pairs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        vectors, pair_of = ctx.saved_tensors
+        fields = vectors.shape[1]
+        whole = F.pad(gradient, (0, 1)).index_select(1, pair_of).view(-1, fields, fields)
+        return torch.bmm(whole, vectors), None, None
 
 
 @hookimpl

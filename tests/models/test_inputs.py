@@ -7,6 +7,7 @@ import torch
 from engine.components import Inputs, InputSpec
 from engine.components.networks import runs
 from models.deepfm import pair_products
+from models.dlrm import DLRMRanker
 from models.layers import EqualWidths
 
 
@@ -69,3 +70,9 @@ def test_fields_of_several_widths_are_each_projected_by_their_own_weights() -> N
 def test_the_derivative_of_the_pair_products_is_that_of_their_definition() -> None:
     vectors = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(pair_products, (vectors,))
+
+
+def test_the_derivative_of_dlrms_products_is_that_of_their_definition() -> None:
+    model = DLRMRanker(InputSpec(fields={"a": 2, "b": 2, "c": 2, "d": 2}), ["click"], DLRMRanker.Options())
+    vectors = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model.products, (vectors,))
