@@ -20,6 +20,7 @@ from engine.batch import Batch
 from engine.components import EmbeddingMethod, Loss
 from engine.config import Config
 from engine.errors import CheckpointError, ConfigError, DataError, PlexrankError
+from engine.memory import keep_freed_memory
 from engine.model import RankingModel, build_model
 from engine.plugins import Plugins
 from engine.tables import unallocated_tables
@@ -100,6 +101,7 @@ def train(
 
     Raises ConfigError, CheckpointError, or TrainingError when the loss is no finite number (it names the step).
     """
+    keep_freed_memory()
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     loop = Loop(config, prepared, out / "checkpoints", plugins, join(), progress)

@@ -16,9 +16,9 @@ from engine.components import PluginOptions, Scorer, ScoreRequest, Scores
 from engine.errors import BundleError, PlexrankError
 from engine.hookspecs import hookimpl
 from engine.item_side import ItemSide
+from engine.memory import keep_freed_memory
 from engine.model import RankingModel
 from engine.plugins import installed
-from plugins.scorers.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Memory that inference gives back is kept for the next request."""
+"""Freed memory is kept for the next step or request."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ _KEEP, _PAD = 1 << 30, 64 << 20
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory in this process -> whether it did; elsewhere nothing changes.
 
-    An attention over 500 candidates and 50 history items makes tensors of several MiB. glibc maps each from the system
-    and returns it, and the kernel fills every page with zeros again: two thirds of the time of such a request.
+    A batch of histories, or an attention over 500 candidates, makes tensors of several MiB. glibc maps each from the
+    system and returns it, and the kernel fills every page with zeros again: a third of the time of a training step of
+    DIN on one thread (22,600 rows a second without, 35,000 with), two thirds of that of a request.
     """
     if not sys.platform.startswith("linux"):
         return False
