@@ -65,9 +65,10 @@ def keyed_jagged(columns: Mapping[str, tuple[np.ndarray | Tensor, np.ndarray | T
     None as lengths means one value a row. Strides may differ between keys (one user, many candidates).
     """
     values, lengths = [], []
+    ones = np.ones(max((len(v) for v, its in columns.values() if its is None), default=0), np.int64)
     for column_values, column_lengths in columns.values():
         values.append(column_values)
-        lengths.append(np.ones(len(column_values), np.int64) if column_lengths is None else column_lengths)
+        lengths.append(ones[: len(column_values)] if column_lengths is None else column_lengths)
     strides, counts = [len(n) for n in lengths], [len(v) for v in values]
     all_values, all_lengths = _joined(values), _joined(lengths)
     if len(set(strides)) <= 1:
