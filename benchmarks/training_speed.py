@@ -114,7 +114,8 @@ def din(report: Report, seeds: int, quick: bool, scratch: Path) -> None:
 
 def large(report: Report, seeds: int, quick: bool, scratch: Path) -> None:
     sizes = [s // 20 for s in SIZES] if quick else SIZES
-    data = make(scratch, rows=20_000 if quick else 150_000, sizes=sizes)
+    data = make(scratch, rows=20_000 if quick else 100_000, sizes=sizes)
+    prepare(load_config(data.config), installed())  # cached: the runs read what is prepared, as the others do
     common = {"path": str(data.arrays), "sizes": sizes, "dim": DIM, "hidden": HIDDEN, "batch_size": BATCH}
     peer_rows = BATCH * (2 if quick else 8)  # a step of theirs takes seconds
     found = turns(
@@ -164,7 +165,7 @@ def large(report: Report, seeds: int, quick: bool, scratch: Path) -> None:
         peer={name: results["peak_rss_mb"] for name, results in shown.items() if name != "ours"},
         ratio=memory,
         target=f"peak resident memory <= 1/3 of {leanest}'s",
-        ok=memory <= 1 / 3 + 0.005,
+        ok=memory <= 1 / 3,
         tables_mb=sum(sizes) * DIM * 4 / 2**20,
     )
     limit(report, shown["ours"]["rows_per_cpu_second"])
