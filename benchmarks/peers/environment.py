@@ -49,9 +49,18 @@ def train(peer: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return last_object([str(PYTHON), str(HERE / f"{peer}.py")], options)
 
 
-def last_object(command: list[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A process that reads its options from the last argument (JSON) and prints a JSON object last."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+def last_object(command: list[str], options: Mapping[str, Any], **variables: str) -> dict[str, Any]:
+    """A process that reads its options from the last argument (JSON) and prints a JSON object last.
+
+    variables: of its environment, beside ours.
+    """
+    environment = {
+        **os.environ,
+        **variables,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
     done = subprocess.run(
         [*command, json.dumps(dict(options))], capture_output=True, text=True, env=environment, cwd=ROOT
     )
