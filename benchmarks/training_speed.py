@@ -173,7 +173,7 @@ def large(report: Report, seeds: int, quick: bool, scratch: Path) -> None:
         peer={name: results["peak_rss_mb"] for name, results in shown.items() if name != "ours"},
         ratio=memory,
         target=f"peak resident memory a third of {leanest}'s, to two digits",
-        ok=round(memory, 2) <= 0.33,
+        ok=memory <= 1 / 3,
         tables_mb=sum(sizes) * DIM * 4 / 2**20,
     )
     limit(report, shown["ours"]["rows_per_cpu_second"])
