@@ -172,7 +172,7 @@ def large(report: Report, seeds: int, quick: bool, scratch: Path) -> None:
         ours=shown["ours"]["peak_rss_mb"],
         peer={name: results["peak_rss_mb"] for name, results in shown.items() if name != "ours"},
         ratio=memory,
-        target=f"peak resident memory a third of {leanest}'s, to two digits",
+        target=f"peak resident memory <= 1/3 of {leanest}'s",
         ok=memory <= 1 / 3,
         tables_mb=sum(sizes) * DIM * 4 / 2**20,
     )
