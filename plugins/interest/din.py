@@ -7,16 +7,17 @@ from itertools import pairwise
 from typing import Literal, Self, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from engine.components import InterestModel, PluginOptions
 from engine.hookspecs import hookimpl
-from plugins.interest import ragged
+from plugins.interest import quick, ragged
 from plugins.interest.dice import Dice
 from plugins.interest.weighed import WeighedHistory
 
-_BLOCK = 2**19  # numbers of the first layer at a time in serving: 2 MB
+_BLOCK = 2**20  # numbers of the first layer at a time in serving: 4 MB
 
 _Folded: TypeAlias = tuple[tuple[Tensor, Tensor, Tensor], list[Callable[[Tensor], Tensor]]]
 
@@ -60,18 +61,24 @@ class DINInterest(WeighedHistory):
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
         x = torch.cat([items, items * ragged.repeat(targets, pairs)], dim=1)
         x = ragged.repeat(bias, pairs).addmm_(x, torch.cat([by_item, by_product], dim=1).T)
-        logits = self._behind_first_layer(x, self.activations)
+        logits = self._behind_first_layer(x, self.activations, F.linear)
         return ragged.segment_softmax(logits, pairs) if self.options.softmax else logits
 
     def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:
         """Targets [N, D], items [H, D] -> [N, D]; without gradient in blocks of targets that stay in the cache."""
-        if torch.is_grad_enabled():
-            return self._weights_of_one(targets, items, self._first_layer(), self.activations) @ items
+        if torch.is_grad_enabled() or self.training:
+            weights = self._weights_of_one(targets, items, self._first_layer(), self.activations, F.linear)
+            return self._normed(weights) @ items
+        length = len(items)
+        items = quick.padded(items, min(quick.rounded(length, 10), self.options.max_history))  # few shapes
         first, activations = self._settled or self._folded()
-        numbers = len(items) * self.options.hidden[0]
-        blocks = targets.split(max(1, _BLOCK // max(1, numbers)))
-        found = [self._weights_of_one(block, items, first, activations) @ items for block in blocks]
-        return torch.cat(found) if len(found) > 1 else found[0]
+        blocks = max(1, -(-len(targets) * len(items) * self.options.hidden[0] // _BLOCK))
+        rows = quick.rounded(-(-len(targets) // blocks), 16)
+        found = []
+        for block in quick.padded(targets, quick.rounded(len(targets), max(1, rows))).split(max(1, rows)):
+            weights = self._weights_of_one(block, items, first, activations, quick.linear)
+            found.append(self._normed(weights[:, :length]) @ items[:length])
+        return torch.cat(found)[: len(targets)]
 
     def _weights_of_one(
         self,
@@ -79,14 +86,14 @@ class DINInterest(WeighedHistory):
         items: Tensor,
         first: tuple[Tensor, Tensor, Tensor],
         activations: Iterable[Callable[[Tensor], Tensor]],
+        linear: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """One user: targets [N, D], items [H, D], what `_first_layer` gave -> weights [N, H]."""
         by_item, by_target, by_product = first
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
         read = torch.addcmul(by_item, by_product, targets.unsqueeze(1))  # [N, hidden, D]
-        x = torch.addmm(bias.flatten(), items, read.flatten(0, 1).T).view(-1, bias.shape[1])  # [H, N * hidden] before
-        weights = self._behind_first_layer(x, activations).view(len(items), len(targets)).T
-        return torch.softmax(weights, dim=1) if self.options.softmax else weights
+        x = linear(items, read.flatten(0, 1), bias.flatten()).view(-1, bias.shape[1])  # [H, N * hidden] before
+        return self._behind_first_layer(x, activations, linear).view(len(items), len(targets)).T
 
     def settle(self) -> None:
         """Keeps what follows from the weights alone: they do not change any more. `train` ends it."""
@@ -107,11 +114,23 @@ class DINInterest(WeighedHistory):
         a, b, c, m = self.layers[0].weight.split(self.dim, dim=1)
         return a + c, b - c, m
 
-    def _behind_first_layer(self, x: Tensor, activations: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
+    def _behind_first_layer(
+        self,
+        x: Tensor,
+        activations: Iterable[Callable[[Tensor], Tensor]],
+        linear: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
         """Sums of the first layer [P, hidden] -> one number a pair [P]."""
-        for activation, layer in zip(activations, self.layers[1:], strict=True):
-            x = layer(activation(x))
-        return x.squeeze(1) if self.options.scale == 1 else x.squeeze(1) * self.options.scale
+        *hidden, last = self.layers[1:]
+        *inner, outer = activations
+        for activation, layer in zip(inner, hidden, strict=True):
+            x = linear(activation(x), layer.weight, layer.bias)
+        x = last(outer(x)).squeeze(1)
+        return x if self.options.scale == 1 else x * self.options.scale
+
+    def _normed(self, weights: Tensor) -> Tensor:
+        """Weights [N, H] of one user as the options want them."""
+        return torch.softmax(weights, dim=1) if self.options.softmax else weights
 
 
 def _activation(name: str, width: int) -> nn.Module:
