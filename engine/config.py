@@ -7,19 +7,15 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from engine.config_learning import LearningConfig
 from engine.errors import PluginError
 from engine.schema import FeatureSpec, Schema
+from engine.section import Section
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 TASK = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
-
-
-class Section(BaseModel):
-    """A strict part of the configuration."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ComponentConfig(Section):
@@ -240,6 +236,7 @@ class Config(Section):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     retrieval: RetrievalConfig | None = None
     serving: ServingConfig = Field(default_factory=ServingConfig)
+    learning: LearningConfig = Field(default_factory=LearningConfig, description="from the stream, while serving")
 
     def schema_(self) -> Schema:
         """The schema with widths resolved: `FeatureSpec.dim` is set on every embedded feature."""

@@ -33,6 +33,18 @@ class EventError(PlexrankError):
     """An event is refused; the message is the reason kept with it."""
 
 
+class LogUnavailable(EventError):
+    """A log does not answer now; what was asked may be asked again."""
+
+
+class LogGap(EventError):
+    """A position is not in the log: older records are gone, or the log was begun anew. Says which and what to do."""
+
+
+class DeltaGap(BundleError):
+    """A delta does not follow the version that is there."""
+
+
 class RequestError(PlexrankError):
     """A request is refused. `status` is the HTTP status, `pointer` the JSON pointer of the fault."""
 

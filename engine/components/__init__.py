@@ -5,9 +5,10 @@ from __future__ import annotations
 from engine.components.base import Component, PluginOptions
 from engine.components.candidates import Candidates, CandidateSource, Catalogue, Reranker, SourceContext, UserState
 from engine.components.datasets import Dataset, DatasetFiles
+from engine.components.logs import Capability, EventLog, LogReader, LogRecord
 from engine.components.networks import EmbeddingMethod, Inputs, InputSpec, InterestModel, Loss, Memory, Ranker
 from engine.components.retrieval import Encoder, Retriever, Sampler
-from engine.components.serving import EventLog, LogRecord, Scorer, ScoreRequest, Scores, StateStore
+from engine.components.serving import Scorer, ScoreRequest, Scores, StateStore
 
 KINDS: dict[str, type[Component]] = {
     "embeddings": EmbeddingMethod,
@@ -30,6 +31,7 @@ __all__ = [
     "KINDS",
     "CandidateSource",
     "Candidates",
+    "Capability",
     "Catalogue",
     "Component",
     "Dataset",
@@ -40,6 +42,7 @@ __all__ = [
     "InputSpec",
     "Inputs",
     "InterestModel",
+    "LogReader",
     "LogRecord",
     "Loss",
     "Memory",

@@ -1,17 +1,20 @@
-"""Where scoring runs, where users' histories and the events are kept."""
+"""Where scoring runs, and where users' histories are kept."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.components.base import Component, PluginOptions
 from engine.components.candidates import UserState
+
+if TYPE_CHECKING:
+    from engine.streaming.delta import Delta
 
 
 @dataclass
@@ -56,9 +59,18 @@ class Scorer(Component, ABC):
     def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:
         """sequence feature -> weights float32 [N, H] of the history items for each candidate."""
 
+    @property
     @abstractmethod
-    def apply(self, delta: Any) -> None:
-        """Row delta of a learner; a gap or a wrong checksum raises BundleError."""
+    def version(self) -> str:
+        """Of what scores now: the bundle's version, and behind it the delta's (`engine.streaming.delta`)."""
+
+    @abstractmethod
+    def apply(self, delta: Delta) -> None:
+        """A learner's row delta, in chunks, with no lock on the way of `score`; the dense part swaps at once.
+
+        DeltaGap where it does not follow what is there (another base, epoch or parent): nothing was changed, and the
+        caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.
+        """
 
     @abstractmethod
     def health(self) -> None:
@@ -96,42 +108,6 @@ class StateStore(Component, ABC):
 
     @abstractmethod
     def users(self, limit: int = 100, prefix: str = "") -> list[str]: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class LogRecord:
-    """One stored event: its position in its partition, its key and its bytes (CloudEvents JSON)."""
-
-    partition: int
-    offset: int
-    key: str
-    value: bytes
-
-
-class EventLog(Component, ABC):
-    """A durable, ordered log of events, partitioned by key."""
-
-    def __init__(self, options: PluginOptions) -> None:
-        self.options = options
-
-    @abstractmethod
-    def append(self, events: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """(key, bytes) each -> (partition, offset) each; durable when it returns."""
-
-    @abstractmethod
-    def read(self, positions: Mapping[int, int], limit: int = 1000) -> Iterator[LogRecord]:
-        """Records at and after `positions` (partition -> offset), in order within a partition."""
-
-    @abstractmethod
-    def ends(self) -> dict[int, int]:
-        """partition -> the offset that its next record gets."""
-
-    @abstractmethod
-    def erase(self, key: str) -> int:
-        """Removes a key's records from what `read` returns and leaves a tombstone; how many there were."""
 
     @abstractmethod
     def close(self) -> None: ...

@@ -37,7 +37,7 @@ log = logging.getLogger("plexrank.training")
 
 Progress = Callable[[str, float], None]
 
-FREE_TO_CHANGE = {"plugins", "retrieval", "serving", "name"}
+FREE_TO_CHANGE = {"plugins", "retrieval", "serving", "learning", "name"}
 FREE_TO_CHANGE_IN_TRAINING = {
     "epochs", "threads", "eval_batch_size", "sharding", "checkpoint", "early_stopping", "calibration",
 }  # fmt: skip
