@@ -6,11 +6,15 @@ starts without its checkpoint), so that a delta of a chain that was left cannot 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
+
+from engine.errors import DeltaGap
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class Delta:
     tables: the tables of the frozen model (`embedding.weights.<table>` in its state_dict) by name.
     dense: the other entries of its state_dict that changed, by their names there; empty where none did.
     positions: partition -> next offset of the events that are in it.
+    follows: the sequence that it is made on; None: the one before its own. Of several merged, what the first follows.
     """
 
     model: str
@@ -50,10 +55,16 @@ class Delta:
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     vectors: ItemVectors | None = None
     positions: Mapping[int, int] = field(default_factory=dict)
+    follows: int | None = None
+
+    @property
+    def after(self) -> int:
+        """The sequence that it is made on."""
+        return self.sequence - 1 if self.follows is None else self.follows
 
     @property
     def parent(self) -> str:
-        return version_of(self.base, self.epoch, self.sequence - 1)
+        return version_of(self.base, self.epoch, self.after)
 
     @property
     def version(self) -> str:
@@ -67,3 +78,71 @@ class Delta:
 def version_of(base: str, epoch: int, sequence: int) -> str:
     """A bundle's own version before the first delta, then `base+epoch.sequence`."""
     return base if sequence == 0 else f"{base}+{epoch}.{sequence}"
+
+
+def parsed(version: str) -> tuple[str, int, int]:
+    """`version_of` backwards: (base, epoch, sequence); (version, 0, 0) for a bundle's own."""
+    base, plus, chain = version.partition("+")
+    epoch, dot, sequence = chain.partition(".")
+    if plus and not (dot and epoch.isdecimal() and sequence.isdecimal()):
+        raise DeltaGap(f"'{version[:100]}' is no version; one is a bundle's, or base+epoch.sequence")
+    return (base, int(epoch), int(sequence)) if plus else (version, 0, 0)
+
+
+def standing(delta: Delta, version: str) -> Literal["next", "known", "gap"]:
+    """Whether a delta can be applied to what is at `version`.
+
+    known: it is in there already. next: it follows; of a merged one a part may be in there already, which does no harm,
+    as rows carry what they are now. gap: another base or epoch, or a delta between the two is missing.
+    """
+    base, epoch, sequence = parsed(version)
+    if delta.base != base or (sequence > 0 and delta.epoch != epoch):
+        return "gap"
+    if delta.sequence <= sequence:
+        return "known"
+    return "next" if delta.after <= sequence else "gap"
+
+
+def merge(first: Delta, second: Delta) -> Delta:
+    """One delta in place of two that follow each other: of a row in both, the second's values.
+
+    DeltaGap where the second does not follow the first.
+    """
+    if first.model != second.model or standing(second, first.version) != "next":
+        raise DeltaGap(f"{second.model} {second.version} does not follow {first.model} {first.version}")
+    names = sorted(first.tables.keys() | second.tables.keys())
+    return replace(
+        second,
+        newest=_later(first.newest, second.newest),
+        tables={name: _merged_rows(first.tables.get(name), second.tables.get(name)) for name in names},
+        dense={**first.dense, **second.dense},
+        vectors=_merged_vectors(first.vectors, second.vectors),
+        positions={**first.positions, **second.positions},
+        follows=first.after,
+    )
+
+
+def _merged_rows(first: TableRows | None, second: TableRows | None) -> TableRows:
+    if first is None or second is None:
+        one = first if second is None else second
+        assert one is not None
+        return one
+    rows, places = _latest(np.concatenate([first.rows, second.rows]))
+    return TableRows(rows, np.concatenate([first.values, second.values])[places])
+
+
+def _merged_vectors(first: ItemVectors | None, second: ItemVectors | None) -> ItemVectors | None:
+    if first is None or second is None:
+        return first if second is None else second
+    ids, places = _latest(np.array([*first.ids, *second.ids], dtype=object))
+    return ItemVectors(ids.tolist(), np.concatenate([first.values, second.values])[places])
+
+
+def _latest(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys in order, and the last place of each."""
+    distinct, places = np.unique(keys[::-1], return_index=True)
+    return distinct, len(keys) - 1 - places
+
+
+def _later(a: float, b: float) -> float:
+    return b if math.isnan(a) else a if math.isnan(b) else max(a, b)
