@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self, TextIO
 
 import mmh3
 from pydantic import Field
 
-from engine.components import EventLog, LogRecord, PluginOptions
-from engine.errors import EventError
+from engine.components import Capability, EventLog, LogReader, LogRecord, PluginOptions
+from engine.errors import EventError, LogUnavailable
 from engine.hookspecs import hookimpl
+from plugins.events.folder import begin, describe, own
+from plugins.events.local_reader import Growth, LocalReader
 from plugins.events.partition import Partition, Retention
 
 log = logging.getLogger("plexrank.events")
+
+_NAME = "[a-z][a-z0-9-]{0,63}"
 
 
 class LocalEventLog(EventLog):
     """Events in files on this machine: appended, checksummed, erasable, whole again after kill -9.
 
     A folder a partition (by hash of the key), in it segments of bounded size. Each record has its length, offset and
-    CRC-32. At start a torn tail is cut off. One process writes (the folder is locked), others may read (`read_only`).
+    CRC-32. At start a torn tail is cut off. One process writes (the folder is locked), others may read it as it grows
+    (`read_only`).
     `erase` hides a key's records at once and durably; a compaction in the background then removes their bytes.
     """
 
     name = "local"
+    capabilities = frozenset(
+        {Capability.HEADERS, Capability.TIMESTAMPS, Capability.SEEK_TIME, Capability.ERASE, Capability.DURABLE}
+    )
 
     class Options(PluginOptions):
         path: str = Field("events", description="the folder; relative to the server's state directory")
@@ -44,7 +52,11 @@ class LocalEventLog(EventLog):
         segment_bytes: int = Field(64 << 20, ge=4096, description="a file's size before the next begins")
         retention_bytes: int | None = Field(None, ge=4096, description="a partition's size; the oldest files go first")
         retention_hours: float | None = Field(None, gt=0, description="age after which a full file goes")
-        read_only: bool = Field(False, description="reads beside another process that writes")
+        read_only: bool | Literal["until-append"] = Field(
+            False,
+            description="true: reads beside another process that writes; until-append: so, and takes the folder for "
+            "writing at the first append",
+        )
 
     options: Options
 
@@ -55,61 +67,65 @@ class LocalEventLog(EventLog):
         self._stop = threading.Event()
         self._background: list[threading.Thread] = []
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="plexrank-compaction")
-        if not o.read_only:
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._own()
+        self._growth = Growth()
+        self._owning = threading.Lock()
+        self._owner: TextIO | None = None
+        self._description = describe(self._root) if o.read_only is True else begin(self._root, o.partitions)
         retention = Retention(
             o.segment_bytes, o.retention_bytes, None if o.retention_hours is None else o.retention_hours * 3600
         )
         self._partitions = [
-            Partition(self._root / f"{number:04d}", number, retention, writes=not o.read_only)
-            for number in range(self._count())
+            Partition(self._root / f"{number:04d}", number, retention) for number in range(self._description.partitions)
         ]
-        for partition in self._partitions:
-            if partition.torn:
-                log.warning("%s: cut off a torn tail of %d bytes", partition.folder, partition.torn)
-            if partition.tombstones.marks and not o.read_only:
-                self._compact_later(partition)
-        if o.fsync == "interval" and not o.read_only:
-            thread = threading.Thread(target=self._sync_now_and_then, name="plexrank-fsync", daemon=True)
-            thread.start()
-            self._background.append(thread)
+        if not o.read_only:
+            self._own()
 
     def _own(self) -> None:
-        self._owner = (self._root / "lock").open("w")
-        try:
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._owner.close()
-            raise EventError(
-                f"{self._root}: another process writes this event log; stop it, or take another state directory"
-            ) from error
+        """This process writes the log from now on."""
+        with self._owning:
+            if self._owner is not None:
+                return
+            owner = own(self._root)
+            try:
+                for partition in self._partitions:
+                    partition.own()
+                    if partition.torn:
+                        log.warning("%s: cut off a torn tail of %d bytes", partition.folder, partition.torn)
+                    if partition.tombstones.marks:
+                        self._compact_later(partition)
+            except BaseException:
+                owner.close()
+                raise
+            self._owner = owner
+            if self.options.fsync == "interval":
+                thread = threading.Thread(target=self._sync_now_and_then, name="plexrank-fsync", daemon=True)
+                thread.start()
+                self._background.append(thread)
 
-    def _count(self) -> int:
-        """The partitions that are there; a folder of another number is refused, as keys would change their place."""
-        there = len(list(self._root.glob("[0-9][0-9][0-9][0-9]")))
-        if there and not self.options.read_only and there != self.options.partitions:
-            raise EventError(
-                f"{self._root}: the log has {there} partitions and the configuration says {self.options.partitions}; "
-                f"set partitions: {there}, or begin in an empty folder"
-            )
-        return there or self.options.partitions
-
-    def append(self, events: Sequence[tuple[str, bytes]]) -> list[tuple[int, int]]:
-        """In one write a partition; with `fsync: always` it is on the disk on return."""
-        if self.options.read_only:
+    def _to_write(self) -> None:
+        if self.options.read_only is True:
             raise EventError(f"{self._root}: the event log is open for reading only")
+        if self._owner is None:
+            self._own()
+
+    def append(
+        self, events: Sequence[tuple[str, bytes]], headers: Sequence[tuple[tuple[str, bytes], ...]] | None = None
+    ) -> list[tuple[int, int]]:
+        """In one write a partition; with `fsync: always` it is on the disk on return."""
+        self._to_write()
         places: dict[int, list[int]] = defaultdict(list)
         for position, (key, _) in enumerate(events):
             places[self._partition_of(key)].append(position)
         answer: list[tuple[int, int]] = [(0, 0)] * len(events)
         for number, positions in places.items():
             partition = self._partitions[number]
-            offsets, mark = partition.append([(events[p][0].encode(), events[p][1]) for p in positions])
+            entries = [(events[p][0].encode(), events[p][1], headers[p] if headers else ()) for p in positions]
+            offsets, mark = partition.append(entries)
             if self.options.fsync == "always":
                 partition.sync(mark)
             for position, offset in zip(positions, offsets, strict=True):
                 answer[position] = (number, offset)
+        self._growth.note()
         return answer
 
     def _partition_of(self, key: str) -> int:
@@ -128,14 +144,27 @@ class LocalEventLog(EventLog):
                 if limit <= 0:
                     return
 
+    def reader(self, positions: Mapping[int, int] | None, group: str | None = None) -> LogReader:
+        """Sees what another process writes within 5 ms."""
+        if group is not None:
+            raise EventError(f"{self._root}: a log in a folder does not share partitions out; leave the group out")
+        return LocalReader(self._partitions, self.begins() if positions is None else positions, self._growth)
+
+    def begins(self) -> dict[int, int]:
+        """partition -> the offset of its oldest record."""
+        return {partition.number: partition.begin for partition in self._partitions}
+
     def ends(self) -> dict[int, int]:
         """partition -> the offset that its next record gets."""
         return {partition.number: partition.end for partition in self._partitions}
 
+    def position_at(self, seconds: float) -> dict[int, int]:
+        """Reads the beginnings of the files, then the one in which the time lies."""
+        return {partition.number: partition.at(seconds) for partition in self._partitions}
+
     def erase(self, key: str) -> int:
         """Reads the key's partition once to count; the bytes go in the background."""
-        if self.options.read_only:
-            raise EventError(f"{self._root}: the event log is open for reading only")
+        self._to_write()
         partition = self._partitions[self._partition_of(key)]
         count = partition.erase(key)
         if count:
@@ -163,6 +192,35 @@ class LocalEventLog(EventLog):
                 except EventError:
                     log.exception("%s: events may be lost in a power cut", partition.folder)
 
+    def sibling(self, name: str, *, partitions: int | None = None, compact: bool = False) -> Self:
+        """The folder `<path>-<name>`, which this process takes for writing at the first append.
+
+        A compact one keeps everything.
+        """
+        if not re.fullmatch(_NAME, name):
+            raise EventError(f"the name of a log's sibling must match {_NAME}, and {name!r} does not")
+        changes: dict[str, Any] = {
+            "path": str(self._root.with_name(f"{self._root.name}-{name}")),
+            "partitions": partitions or len(self._partitions),
+            "read_only": "until-append",
+        }
+        if compact:
+            changes |= {"retention_bytes": None, "retention_hours": None}
+        return type(self)(self.options.model_copy(update=changes))
+
+    @property
+    def identity(self) -> str:
+        """Of the folder's description, so a log that was deleted and begun anew is another."""
+        return f"local:{self._description.identity}"
+
+    def health(self) -> None:
+        """Whether the folder is still this log, and takes events."""
+        if describe(self._root) != self._description:
+            raise LogUnavailable(f"{self._root}: another log was begun in this folder; start again")
+        for partition in self._partitions:
+            if partition.failed is not None:
+                raise LogUnavailable(f"{partition.folder}: an fsync failed: {partition.failed}; check the disk")
+
     def close(self) -> None:
         """Waits for a compaction, makes everything durable and gives the folder free."""
         self._stop.set()
@@ -171,7 +229,7 @@ class LocalEventLog(EventLog):
         self._compactor.shutdown(wait=True)
         for partition in self._partitions:
             partition.close()
-        if not self.options.read_only:
+        if self._owner is not None:
             self._owner.close()
 
 

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.components import LogRecord
-from engine.errors import EventError
+from engine.errors import EventError, LogUnavailable
 from engine.files import sync
-from plugins.events.segment import SUFFIX, Segment, encode
+from plugins.events.segment import BEGINNING, FORMAT, SUFFIX, Segment, encode
 from plugins.events.tombstones import Tombstones
 
 _TEMPORARY = ".compact"
+_NEW = ".new"
+
+
+Entry = tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]  # key, value, headers
 
 
 @dataclass(frozen=True)
@@ -32,79 +36,117 @@ class Retention:
 class Partition:
     """Appends, reads, erases and compacts; one writer process, many threads."""
 
-    def __init__(self, folder: Path, number: int, retention: Retention, *, writes: bool) -> None:
-        self.folder, self.number, self.retention, self.writes = folder, number, retention, writes
+    def __init__(self, folder: Path, number: int, retention: Retention) -> None:
+        self.folder, self.number, self.retention = folder, number, retention
+        self.writes = False
         self.torn = 0  # bytes cut off at start
         self._lock = threading.RLock()
         self._sync_lock = threading.Lock()
         self._compacting = threading.Lock()
         self._written = self._synced = 0
-        self._failed: OSError | None = None
+        self.failed: OSError | None = None
         self._out: BinaryIO | None = None
-        if writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            for left in folder.glob(f"*{_TEMPORARY}"):
-                left.unlink()
         self.tombstones = Tombstones(folder)
-        self._segments = self._list()
-        if writes:
+        self._segments: list[Segment] = []
+
+    def own(self) -> None:
+        """From now on this process writes: cuts a torn tail off the last segment, or begins the first."""
+        with self._lock:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in [*self.folder.glob(f"*{_TEMPORARY}"), *self.folder.glob(f"*{SUFFIX}{_NEW}")]:
+                left.unlink()
+            self.tombstones.refresh()
+            self._segments = self._list()
+            if self._segments:
+                self._segments[-1].scan()
             self._resume()
+            self.writes = True
 
     def _list(self) -> list[Segment]:
-        names = sorted(path for path in self.folder.glob(f"*{SUFFIX}"))
-        segments = [Segment(path, self.number) for path in names]
+        """The segments in the folder, those that are known and still the same file among them."""
+        known = {(segment.path.name, segment.inode): segment for segment in self._segments}
+        segments = []
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            try:
+                found = known.get((path.name, path.stat().st_ino))
+                segments.append(Segment(path, self.number) if found is None else found)
+            except FileNotFoundError:  # retired by the process that writes, just now
+                continue
         for segment, following in pairwise(segments):
             segment.size, segment.next_offset = segment.file_bytes, following.base
-        if segments:
-            segments[-1].scan()
         return segments
 
     def _resume(self) -> None:
-        """Cuts a torn tail off the last segment, or begins the first."""
+        """Makes the last segment fit to be added to; one of an older format is followed by the next."""
         if not self._segments:
             self._begin(0)
             return
         last = self._segments[-1]
         self.torn = last.file_bytes - last.size
+        if last.size <= last.begins and last.format != FORMAT:
+            self._segments.pop()
+            self._begin(last.base)
+            return
         if self.torn:
             os.truncate(last.path, last.size)
+        if last.format != FORMAT:
+            self._begin(last.next_offset)
+            return
         self._out = last.path.open("ab", buffering=0)
         if self.torn:
             os.fsync(self._out.fileno())
 
     def _begin(self, offset: int) -> None:
         path = self.folder / f"{offset:020d}{SUFFIX}"
-        self._out = path.open("ab", buffering=0)
+        temporary = path.with_name(path.name + _NEW)  # so that no reader sees a file without its beginning
+        out = temporary.open("ab", buffering=0)
+        out.write(BEGINNING)
+        os.fsync(out.fileno())
+        temporary.replace(path)
         sync(self.folder)
+        self._out, before = out, self._out
+        if before is not None:
+            before.close()
         self._segments.append(Segment(path, self.number))
 
     # ---------------------------------------------------------------------------------------------- writing
-    def append(self, records: Sequence[tuple[bytes, bytes]]) -> tuple[list[int], int]:
-        """(key, value) each -> their offsets, and a mark for `sync`. All of them are written or none."""
+    def append(self, records: Sequence[Entry]) -> tuple[list[int], int]:
+        """(key, value, headers) each -> their offsets, and a mark for `sync`.
+
+        LogUnavailable where the disk is full: whole records of the first ones may stay then, as a reader in another
+        process may have seen them.
+        """
         with self._lock:
-            if self._failed is not None:
-                raise EventError(f"{self.folder}: the log is closed to writing since an fsync failed: {self._failed}")
+            if self.failed is not None:
+                raise EventError(f"{self.folder}: the log is closed to writing since an fsync failed: {self.failed}")
             if self._out is None:
                 raise EventError(f"{self.folder}: the event log is closed")
             if self._segments[-1].size >= self.retention.segment_bytes:
                 try:
                     self._roll()
                 except OSError as error:
-                    raise EventError(f"{self.folder}: the event log cannot be written: {error.strerror}") from error
+                    raise LogUnavailable(f"{self.folder}: the event log cannot be written: {error.strerror}") from error
+            now = time.time()
             segment = self._segments[-1]
             first, start = segment.next_offset, segment.size
-            chunks = [encode(first + n, key, value) for n, (key, value) in enumerate(records)]
+            chunks = [encode(first + n, key, value, now, headers) for n, (key, value, headers) in enumerate(records)]
             try:
                 _write_all(self._out, b"".join(chunks))
             except OSError as error:
-                os.ftruncate(self._out.fileno(), start)
-                raise EventError(f"{self.folder}: the event log cannot be written: {error.strerror}") from error
-            at = start
-            for offset, chunk in enumerate(chunks, start=first):
-                segment.grew(offset, at, at + len(chunk))
-                at += len(chunk)
-            self._written += at - start
+                self._note(segment, chunks, segment.file_bytes)
+                os.ftruncate(self._out.fileno(), segment.size)
+                raise LogUnavailable(f"{self.folder}: the event log cannot be written: {error.strerror}") from error
+            self._note(segment, chunks, start + sum(map(len, chunks)))
             return list(range(first, first + len(chunks))), self._written
+
+    def _note(self, segment: Segment, chunks: Sequence[bytes], until: int) -> None:
+        """Takes the chunks that end by byte `until` as written."""
+        for chunk in chunks:
+            at = segment.size
+            if at + len(chunk) > until:
+                return
+            segment.grew(segment.next_offset, at, at + len(chunk))
+            self._written += len(chunk)
 
     def sync(self, mark: int | None = None) -> None:
         """Returns when everything up to `mark` is on the disk; callers that wait together share one fsync."""
@@ -116,7 +158,7 @@ class Partition:
             try:
                 os.fsync(out.fileno())
             except OSError as error:
-                self._failed = error  # what of it reached the disk is unknown from here on
+                self.failed = error  # what of it reached the disk is unknown from here on
                 raise EventError(f"{self.folder}: fsync failed: {error.strerror}") from error
             self._synced = target
 
@@ -141,29 +183,52 @@ class Partition:
 
     # ---------------------------------------------------------------------------------------------- reading
     @property
+    def begin(self) -> int:
+        """The offset of the oldest record that is kept."""
+        segments = self.segments()
+        return segments[0].base if segments else 0
+
+    @property
     def end(self) -> int:
         """The offset that the next record gets."""
+        segments = self.segments()
+        if segments and not self.writes:
+            with self._lock:
+                segments[-1].scan()
+        return segments[-1].next_offset if segments else 0
+
+    def segments(self) -> list[Segment]:
+        """Those of now, oldest first; the last may grow. What another process has written since is looked up."""
         with self._lock:
             if not self.writes:
-                self._refresh()
-            return self._segments[-1].next_offset if self._segments else 0
+                self.tombstones.refresh()  # before the files: a tombstone goes only when its records are out of them
+                self._segments = self._list()
+            return list(self._segments)
 
     def read(self, start: int) -> Iterator[LogRecord]:
         """Records from offset `start` that are not erased, to the end at the time of the call."""
-        with self._lock:
-            if not self.writes:
-                self._refresh()
-            segments = [(s, s.size if self.writes or s is not self._segments[-1] else None) for s in self._segments]
+        found = self.segments()
+        segments = [(s, s.size if self.writes or s is not found[-1] else None) for s in found]
         for segment, until in segments:
             if segment.next_offset > start or until is None:
                 for record in segment.records(start, until):
                     if not self.tombstones.hides(record.key, record.offset):
                         yield record
 
-    def _refresh(self) -> None:
-        """Another process writes: what is there now."""
-        self._segments = self._list()
-        self.tombstones = Tombstones(self.folder)
+    def at(self, seconds: float) -> int:
+        """The first offset taken at or after a time, else the end; the clock is taken to go forward between files."""
+        segments = self.segments()
+        before = 0  # the file in which that offset may be
+        for number, segment in enumerate(segments):
+            record = next(segment.records(segment.base), None)
+            if record is not None and record.seconds is not None and record.seconds >= seconds:
+                break
+            before = number
+        for segment in segments[before:]:
+            for record in segment.records(segment.base):
+                if record.seconds is not None and record.seconds >= seconds:
+                    return record.offset
+        return self.end
 
     # ---------------------------------------------------------------------------------------------- erasing
     def erase(self, key: str) -> int:
@@ -187,7 +252,7 @@ class Partition:
                 return 0
             highest = max(marks.values())
             with self._lock:
-                if self._segments[-1].base < highest and self._segments[-1].size:
+                if self._segments[-1].base < highest and self._segments[-1].next_offset > self._segments[-1].base:
                     self._roll()
                 sealed = [segment for segment in self._segments[:-1] if segment.base < highest]
             freed = sum(self._rewrite(segment) for segment in sealed)
@@ -195,13 +260,13 @@ class Partition:
             return freed
 
     def _rewrite(self, segment: Segment) -> int:
-        kept = bytearray()
+        kept = bytearray(BEGINNING)
         dropped = False
         for record in segment.records(segment.base, segment.size):
             if self.tombstones.hides(record.key, record.offset):
                 dropped = True
             else:
-                kept += encode(record.offset, record.key.encode(), record.value)
+                kept += encode(record.offset, record.key.encode(), record.value, record.seconds, record.headers)
         if not dropped:
             return 0
         temporary = segment.path.with_name(segment.path.name + _TEMPORARY)
@@ -224,7 +289,7 @@ class Partition:
     def close(self) -> None:
         """Makes everything durable and ends writing."""
         if self._out is not None:
-            if self._failed is None:
+            if self.failed is None:
                 self.sync()
             with self._lock:
                 self._out.close()

@@ -22,24 +22,39 @@ def digest(key: str) -> bytes:
 class Tombstones:
     """digest -> offset before which that key's records are gone. Durable when `add` returns.
 
-    The file (24 bytes a key: digest, offset) is replaced as a whole, so it is never torn.
+    The file (24 bytes a key: digest, offset) is replaced as a whole, so it is never torn. What was erased stays hidden
+    for as long as this object lives, as a reader may still be under way in a file that a compaction has replaced.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
         self._lock = threading.Lock()
+        self._read: tuple[int, int] | None = None
         self.marks: dict[bytes, int] = {}
-        if self._path.exists():
+        self._hidden: dict[bytes, int] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """What another process has written since."""
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return
+        if self._read != (stat.st_ino, stat.st_mtime_ns):
+            self._read = stat.st_ino, stat.st_mtime_ns
             data = self._path.read_bytes()
             step = _DIGEST + _OFFSET
-            for at in range(0, len(data) - len(data) % step, step):
-                offset = data[at + _DIGEST : at + step]
-                self.marks[data[at : at + _DIGEST]] = int.from_bytes(offset, "little")
+            self._set(
+                {
+                    data[at : at + _DIGEST]: int.from_bytes(data[at + _DIGEST : at + step], "little")
+                    for at in range(0, len(data) - len(data) % step, step)
+                }
+            )
 
     def hides(self, key: str, offset: int) -> bool:
         """Whether a record of this key at this offset was erased."""
-        marks = self.marks
-        return bool(marks) and offset < marks.get(digest(key), 0)
+        hidden = self._hidden
+        return bool(hidden) and offset < hidden.get(digest(key), 0)
 
     def add(self, key: str, end: int) -> None:
         """Records of `key` before offset `end` are erased from now on."""
@@ -59,4 +74,7 @@ class Tombstones:
             os.fsync(file.fileno())
         temporary.replace(self._path)
         sync(self._path.parent)
-        self.marks = marks
+        self._set(marks)
+
+    def _set(self, marks: dict[bytes, int]) -> None:
+        self.marks, self._hidden = marks, {**self._hidden, **marks}
