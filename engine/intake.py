@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import msgspec
 
-from engine.components import EventLog, StateStore
-from engine.errors import EventError
-from engine.events import Dedupe, Event, EventLimits, InteractionData, UserData, decode_event
+from engine.components import EventLog, LogRecord, StateStore
+from engine.errors import EventError, PlexrankError
+from engine.events import Dedupe, Event, EventLimits, InteractionData, ItemData, UserData, decode_event
 from engine.hashing import canonical
 from engine.plugins import Plugins
+from engine.streaming.forward import WAITING, ForwardingLog
 
 log = logging.getLogger("plexrank.events")
+
+WAITS = "events: waiting in the local log"
+"""What an answer is degraded by while the event log is away."""
+
+_CHUNK = 5_000
+_TAIL_BYTES = 64 << 20
+"""Of a partition's tail that is read at a start: rankings are large, and there are many of them."""
 
 
 class _Named(msgspec.Struct):
@@ -24,7 +32,7 @@ class _Named(msgspec.Struct):
 
 
 class Receipt(msgspec.Struct, omit_defaults=True):
-    """What became of one event."""
+    """What became of one event. An accepted one without a position waits on this machine until the log is back."""
 
     id: str | None
     status: Literal["accepted", "duplicate", "refused"]
@@ -45,7 +53,10 @@ class Received:
 
 
 class Intake:
-    """Takes events in. `positive`: interaction types that enter the history (all enter what was seen)."""
+    """Takes events in. `positive`: interaction types that enter the history (all enter what was seen).
+
+    `on_items`, where it is set, is called with durable events of items, in order, as users' events go to the store.
+    """
 
     def __init__(
         self,
@@ -61,28 +72,52 @@ class Intake:
         self.positive = frozenset(positive)
         self.limits = limits
         self.dedupe = Dedupe(remembered)
+        self.on_items: Callable[[Sequence[Event]], None] | None = None
 
     def recover(self, replayed: int = 5_000) -> int:
         """Reads the log's tail after a start: pairs to know again, and events that a crash kept from the state.
 
-        Adding an interaction twice changes nothing, so all of the last `replayed` events are applied -> how many.
+        Adding an interaction twice changes nothing, so all of the last `replayed` events are applied -> how many. A
+        log that is away is left out; what waits for it on this machine is not.
         """
         applied = 0
-        for partition, end in self.log.ends().items():
-            events = []
-            start = max(0, end - self.dedupe.capacity)
-            for record in self.log.read({partition: start}, self.dedupe.capacity):
-                try:
-                    event = decode_event(record.value, self.limits, now=float("inf"))
-                except EventError as error:
-                    log.warning("partition %d, offset %d is not replayed: %s", partition, record.offset, error)
-                    continue
-                self.dedupe.remember((event.source, event.id))
-                if record.offset >= end - replayed:
-                    events.append(event)
-            self._apply(events)
-            applied += len(events)
+        try:
+            for partition, end in self.log.ends().items():
+                applied += self._replay(self._tail(partition, end), replayed)
+        except PlexrankError as error:
+            log.warning("the end of the event log could not be replayed: %s", error)
+        if isinstance(self.log, ForwardingLog):
+            applied += self._replay(list(self.log.spool.records()), replayed)
         return applied
+
+    def _tail(self, partition: int, end: int) -> list[LogRecord]:
+        """The newest records of a partition, in order: as many as can be known again, of at most 64 MiB."""
+        pieces: list[list[LogRecord]] = []
+        size, oldest = 0, max(0, end - self.dedupe.capacity)
+        while end > oldest and size < _TAIL_BYTES:
+            start = max(oldest, end - _CHUNK)
+            piece = [r for r in self.log.read({partition: start}, end - start) if r.offset < end]
+            size += sum(len(record.value) for record in piece)
+            pieces.append(piece)
+            end = start
+        return [record for piece in reversed(pieces) for record in piece]
+
+    def _replay(self, records: Sequence[LogRecord], replayed: int) -> int:
+        """Knows all of them, applies the last ones -> how many those are."""
+        events = []
+        for place, record in enumerate(records):
+            if not record.value:
+                continue
+            try:
+                event = decode_event(record.value, self.limits, now=float("inf"))
+            except EventError as error:
+                log.warning("partition %d, offset %d is not replayed: %s", record.partition, record.offset, error)
+                continue
+            self.dedupe.remember((event.source, event.id))
+            if place >= len(records) - replayed:
+                events.append(event)
+        self._apply(events)
+        return len(events)
 
     def receive(self, documents: Sequence[bytes | msgspec.Raw]) -> Received:
         """Events as JSON. Refused ones are named in their receipt; EventError where the log cannot be written."""
@@ -102,10 +137,11 @@ class Intake:
 
         def write(new: list[int]) -> None:
             positions = self.log.append([(events[n].key, events[n].value) for n in new])
-            for n, (partition, offset) in zip(new, positions, strict=True):
-                receipts[places[n]] = Receipt(events[n].id, "accepted", partition, offset)
+            for n, position in zip(new, positions, strict=True):
+                place = (None, None) if position == WAITING else position
+                receipts[places[n]] = Receipt(events[n].id, "accepted", *place)
             fresh = [events[n] for n in new]
-            received.degraded = self._apply(fresh)
+            received.degraded = [WAITS] * (WAITING in positions) + self._apply(fresh)
             if self.plugins.listens("on_event"):
                 for event in fresh:
                     self.plugins.notify("on_event", event=msgspec.json.decode(event.value))
@@ -116,6 +152,7 @@ class Intake:
     def _apply(self, events: Sequence[Event]) -> list[str]:
         """Durable events into users' states, one write a user and sort; what failed."""
         interactions: dict[tuple[str, bool], list[Event]] = defaultdict(list)
+        of_items: list[Event] = []
         degraded = []
         for event in events:
             if isinstance(event.data, InteractionData):
@@ -124,19 +161,26 @@ class Intake:
                 try:
                     self.store.update(event.key, event.data.features)
                 except Exception as error:
-                    degraded.append(_failed(error))
+                    degraded.append(_failed("state", error))
+            elif isinstance(event.data, ItemData):
+                of_items.append(event)
         for (user, positive), group in interactions.items():
             items = [canonical(event.data.item) for event in group if isinstance(event.data, InteractionData)]
             try:
                 self.store.append(user, items, [event.seconds for event in group], positive=positive)
             except Exception as error:
-                degraded.append(_failed(error))
+                degraded.append(_failed("state", error))
+        if of_items and self.on_items is not None:
+            try:
+                self.on_items(of_items)
+            except Exception as error:
+                degraded.append(_failed("items", error))
         return sorted(set(degraded))
 
 
-def _failed(error: Exception) -> str:
-    log.warning("events are in the log but not in the state: %s: %s", type(error).__name__, error)
-    return f"state: {type(error).__name__}"
+def _failed(part: str, error: Exception) -> str:
+    log.warning("events are in the log but not in the %s: %s: %s", part, type(error).__name__, error)
+    return f"{part}: {type(error).__name__}"
 
 
 def _id_of(document: bytes | msgspec.Raw) -> str | None:
