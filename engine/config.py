@@ -133,6 +133,9 @@ class TrainingConfig(Section):
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     sharding: ShardingConfig = ShardingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    keep_optimizer: bool = Field(
+        True, description="the bundle also holds the optimizers' state, from which learning from the stream goes on"
+    )
     mini_batch_aware_l2: float = Field(
         0.0, ge=0, description="lambda of mini-batch aware regularisation (Zhou et al. 2018, eq. 6); 0: none"
     )
@@ -190,6 +193,12 @@ class ServingConfig(Section):
     positive_interactions: list[str] = Field(
         default_factory=lambda: ["click", "conversion"], description="interaction types that enter the history"
     )
+    log_rankings: bool = Field(True, description="each answer becomes a `ranking` event, which learning needs")
+    log_items: int = Field(200, ge=1, le=20_000, description="most items of an answer in its event")
+    forward_bytes: int = Field(
+        256 << 20, ge=1 << 16, description="events that may wait on this machine while the event log is away"
+    )
+    models: str | None = Field(None, description="registry whose current bundle is served, with a learner's deltas")
     history_cap: int = Field(200, ge=1, le=100_000, description="history items kept a user")
     limits: LimitsConfig = LimitsConfig()
     host: str = Field("127.0.0.1", description="a non-loopback address needs a token")
