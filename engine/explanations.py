@@ -62,9 +62,14 @@ class Explanations:
 
     def keep(self, answer: Answer) -> None:
         """Keeps the head of an answer; the oldest answer goes. Nothing here holds a bundle that was swapped out."""
-        n, trace = MOST_ITEMS, answer.trace
-        trace.item_features = {name: values[:n] for name, values in trace.item_features.items()}
-        trace.sources, trace.rules = trace.sources[:n], trace.rules[:n]
+        n, whole = MOST_ITEMS, answer.trace
+        trace = Trace(
+            whole.state,
+            whole.query,
+            {name: values[:n] for name, values in whole.item_features.items()},
+            whole.sources[:n],
+            whole.rules[:n],
+        )
         kept = _Kept(
             answer.user,
             answer.model,

@@ -30,6 +30,9 @@ log = logging.getLogger("plexrank.pipeline")
 _WAITING_THREADS = 4
 """Threads beside the scoring ones, for requests that wait for a store or a source."""
 
+UNFIT_FEATURES = "state: stored features do not fit the model"
+"""In `degraded` where the user was ranked without them."""
+
 STATE_SHARE, RETRIEVE_SHARE, FILTER_SHARE, RANK_SHARE = 0.35, 0.6, 0.7, 0.95
 """How much of the deadline may be used when a stage ends."""
 
@@ -299,7 +302,7 @@ class Pipeline:
             except SchemaError as error:
                 if not state.features:
                     raise RequestError(str(error)) from error
-                run.lost("state", "stored features do not fit the model")
+                run.lost(*UNFIT_FEATURES.split(": "))
                 bare = UserState(state.user, {}, state.history, state.times, state.seen)
                 scored = yield self._scoring_stage(run, bare, items, item_features, until)
         except SchemaError as error:

@@ -50,7 +50,7 @@ def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:
     """The application over an open service, which it closes at the end."""
     variable = service.config.token_env
     guard = Guard(token_from(variable), any_host=insecure)
-    metrics = Metrics(service.plugins)
+    metrics = Metrics(service)
     server = Server(service, metrics)
 
     @asynccontextmanager

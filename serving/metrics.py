@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from engine.intake import Received
 from engine.pipeline import Answer
 from engine.plugins import Plugins
+from serving.service import Service
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_LAGS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0, 3600.0)
+_SIZES = tuple(4.0**n for n in range(5, 15))
+_ROWS = tuple(10.0**n for n in range(7))
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -32,12 +36,28 @@ class _PluginErrors(Collector):
         return [family]
 
 
+class _Stream(Collector):
+    """What the service counts of the event log, read at scrape time."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def collect(self) -> list[CounterMetricFamily | GaugeMetricFamily]:
+        counts = self.service.logged
+        return [
+            CounterMetricFamily("plexrank_rankings_logged", "Answers that are in the event log", counts.logged),
+            CounterMetricFamily("plexrank_rankings_unlogged", "Answers that are not", counts.unlogged),
+            GaugeMetricFamily("plexrank_events_spooled", "Events that wait for the log", self.service.waiting),
+        ]
+
+
 class Metrics:
     """One registry an application, so that several in one process do not mix."""
 
-    def __init__(self, plugins: Plugins) -> None:
+    def __init__(self, service: Service) -> None:
         self.registry = r = CollectorRegistry()
-        r.register(_PluginErrors(plugins))
+        r.register(_PluginErrors(service.plugins))
+        r.register(_Stream(service))
         self.requests = Histogram(
             "plexrank_request_duration_seconds",
             "From the first byte of a request to the end of its answer",
@@ -62,6 +82,13 @@ class Metrics:
         self.events = Counter("plexrank_events", "Events by what became of them", ("result",), registry=r)
         self.swaps = Counter("plexrank_bundle_loads", "Bundles loaded or refused", ("result",), registry=r)
         self.model = Gauge("plexrank_model_info", "The model that serves", ("model", "version"), registry=r)
+        self.lag = Histogram(
+            "plexrank_event_lag_seconds",
+            "From an event to where it is used: forward, in the log after it waited here; delta, trained and applied",
+            ("stage",),
+            buckets=_LAGS,
+            registry=r,
+        )
         self.loaded = Gauge("plexrank_model_loaded_timestamp_seconds", "When it was loaded", registry=r)
 
     def answered(self, route: str, method: str, status: int, begin: float) -> None:

@@ -17,15 +17,18 @@ import msgspec
 
 from engine.bundle import Bundle
 from engine.components import EventLog, Scorer, StateStore, UserState
-from engine.config import ComponentConfig, ServingConfig
+from engine.config import ServingConfig
 from engine.deadline import Workers
 from engine.errors import BundleError, PlexrankError, RequestError
 from engine.events import EventLimits, check_id
 from engine.explanations import Explanations
-from engine.intake import Intake, Received
+from engine.intake import WAITS, Intake, Received
 from engine.pipeline import Answer, Pipeline, Query
 from engine.plugins import Plugins, installed
 from engine.served import Served, component
+from engine.streaming.forward import ForwardingLog
+from serving.event_log import open_forwarding, placed
+from serving.ranking_log import Counts, RankingLog
 
 log = logging.getLogger("plexrank.serving")
 
@@ -33,6 +36,8 @@ _SEEDED = "users-seeded"
 _CHUNK = 5000
 _UNTOLD = 1000
 """Answers that may wait until plugins have heard of the ones before; beyond them plugins are not told."""
+_ROOM = 0.5
+"""Share of the room for waiting events that answers may fill; the rest is for what users do."""
 
 T = TypeVar("T")
 
@@ -85,6 +90,9 @@ class Service:
             positive=self.config.positive_interactions,
             limits=EventLimits(limits.id_bytes, limits.depth),
         )
+        self.rankings: RankingLog | None = None
+        if self.config.log_rankings:
+            self.rankings = RankingLog(events, lambda: self.pipeline.served.schema, self.config.log_items, self._room)
 
     @classmethod
     def open(cls, bundle: Path, config: ServingConfig | None, state_dir: Path, plugins: Plugins | None = None) -> Self:
@@ -103,22 +111,17 @@ class Service:
         store: StateStore = component(
             plugins,
             "state_stores",
-            _placed(plugins, "state_stores", config_.state_store, state_dir),
+            placed(plugins, "state_stores", config_.state_store, state_dir),
             config_.history_cap,
         )
         try:
-            events: EventLog = component(
-                plugins, "event_logs", _placed(plugins, "event_logs", config_.event_log, state_dir)
-            )
+            events = open_forwarding(plugins, config_, state_dir)
         except PlexrankError:
             store.close()
             raise
         service = cls(bundle, config, state_dir, plugins, served, scorer, store, events)
         service._seed()
-        try:
-            service.intake.recover()
-        except PlexrankError as error:
-            log.warning("the end of the event log could not be replayed: %s", error)
+        service.intake.recover()
         return service
 
     # ---------------------------------------------------------------------------------------------- answers
@@ -147,7 +150,10 @@ class Service:
         return self.pipeline.admit(steps, items, query.deadline, lambda answer: finish(self._answered(answer)))
 
     def _answered(self, answer: Answer) -> Answer:
+        answer.degraded += self.degraded()
         self.explanations.keep(answer)
+        if self.rankings is not None:
+            self.rankings.add(answer)
         if self.plugins.listens("on_response") and self._told.open < _UNTOLD:
             self._told.begin(self._tell, answer)
         return answer
@@ -167,6 +173,29 @@ class Service:
     def receive(self, documents: Sequence[bytes | msgspec.Raw]) -> Received:
         return self.intake.receive(documents)
 
+    # ----------------------------------------------------------------------------------------------- stream
+    @property
+    def waits(self) -> bool:
+        """Whether events wait on this machine because the log is away."""
+        return isinstance(self.log, ForwardingLog) and self.log.waits
+
+    @property
+    def waiting(self) -> int:
+        """How many."""
+        return self.log.waiting if isinstance(self.log, ForwardingLog) else 0
+
+    def degraded(self) -> list[str]:
+        """What of the stream does not do all that it should."""
+        return [WAITS] if self.waits else []
+
+    @property
+    def logged(self) -> Counts:
+        """Answers that are in the log, and those that are not."""
+        return Counts() if self.rankings is None else self.rankings.counts
+
+    def _room(self) -> bool:
+        return not isinstance(self.log, ForwardingLog) or self.log.spool.share < _ROOM
+
     # ------------------------------------------------------------------------------------------------ users
     def user(self, user: str) -> UserState:
         """What is kept of a user. PlexrankError where the store does not answer."""
@@ -180,6 +209,8 @@ class Service:
 
     def erase(self, user: str) -> Erased:
         """Removes a user's events, state and what is kept in memory. One that fails raises after the others went."""
+        if self.rankings is not None:
+            self.rankings.forget(user)
         try:
             with _part("the event log"):
                 events = self.log.erase(user)
@@ -268,6 +299,8 @@ class Service:
         """Ends the workers, then store and log."""
         self.pipeline.close()
         self._told.close()
+        if self.rankings is not None:
+            self.rankings.close()
         self.store.close()
         self.log.close()
 
@@ -290,12 +323,3 @@ def _as_it_is(answer: Answer) -> Answer:
 
 def _no_user() -> str:
     raise RequestError("the user's id is empty")
-
-
-def _placed(plugins: Plugins, kind: str, use: ComponentConfig, folder: Path) -> ComponentConfig:
-    """An option `path` made relative to the state directory."""
-    field = plugins.get(kind, use.name).Options.model_fields.get("path")
-    if field is None:
-        return use
-    path = folder / str(use.options.get("path", field.default))
-    return ComponentConfig(name=use.name, options={**use.options, "path": str(path)})

@@ -122,11 +122,12 @@ class AliveOut(Struct):
 
 
 class ReadyOut(Struct):
-    """A real scoring was done; took_ms: its time."""
+    """A real scoring was done; took_ms: its time. degraded: what else does not do all that it should."""
 
     status: Literal["ready"]
     model: ModelOut
     took_ms: float
+    degraded: list[str]
 
 
 ALL: list[type[Any]] = [

@@ -60,8 +60,9 @@ def router(server: Server) -> APIRouter:
         except Exception as error:
             log.warning("not ready: %s: %s", type(error).__name__, error)
             return problem(request.scope, 503, f"the scorer does not answer: {type(error).__name__}")
-        bundle = server.service.pipeline.served.bundle
-        return answer(ReadyOut("ready", ModelOut(bundle.name, bundle.version), round(1e3 * seconds, 3)))
+        service = server.service
+        model = ModelOut(service.pipeline.served.bundle.name, service.scorer.version)
+        return answer(ReadyOut("ready", model, round(1e3 * seconds, 3), service.degraded()))
 
     @routes.get(
         "/metrics",

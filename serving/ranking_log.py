@@ -1,0 +1,199 @@
+"""What was answered, as `ranking` events: a learner joins clicks to them, and trains on the values that were served."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from engine.components import EventLog
+from engine.errors import PlexrankError
+from engine.events import RankedItem, RankingData
+from engine.hashing import canonical
+from engine.pipeline import UNFIT_FEATURES, Answer
+from engine.schema import Schema
+from engine.served import user_values
+
+log = logging.getLogger("plexrank.events")
+
+SOURCE = "plexrank"
+MOST_BYTES = 900_000
+"""Of one event: brokers take a record of 1 MB."""
+
+_QUEUED = 2_000
+_BATCH = 64
+_REMEMBERED_SECONDS = 120.0
+"""For how long it is known that a user was forgotten: longer than any answer is on its way."""
+
+
+class RankingEvent(msgspec.Struct):
+    """A CloudEvent of kind `ranking`, as this server writes it."""
+
+    id: str
+    source: str
+    specversion: str
+    type: str
+    time: str
+    data: RankingData
+
+
+def ranking_event(answer: Answer, schema: Schema, most: int, moment: float) -> tuple[str, bytes]:
+    """An answer -> (key, CloudEvent in JSON): at most `most` items, with the values that the scorer was asked with.
+
+    key: the user; of an answer for nobody, its request id, which then also stands for the user.
+    """
+    trace, query = answer.trace, answer.trace.query
+    state = trace.state
+    if UNFIT_FEATURES in answer.degraded:
+        state = type(state)(state.user, {}, state.history, state.times, state.seen)
+    items = answer.items[:most]
+    key = answer.user or answer.request_id
+    event = RankingEvent(
+        answer.request_id,
+        SOURCE,
+        "1.0",
+        "ranking",
+        datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z"),
+        RankingData(
+            request_id=answer.request_id,
+            user=key,
+            items=list(
+                map(
+                    RankedItem,
+                    items,
+                    answer.scores[:most].tolist(),
+                    range(1, len(items) + 1),
+                    answer.propensity[:most].tolist(),
+                )
+            ),
+            model=answer.model,
+            version=answer.version,
+            arms=[],
+            user_features=_of_model(schema, user_values(schema, state, query.features)),
+            context=_of_model(schema, query.context),
+            history=[canonical(item) for item in state.history[: _longest(schema)]],
+            item_features={name: list(values[:most]) for name, values in trace.item_features.items()} or None,
+            shown=len(answer.items) if len(answer.items) > most else None,
+        ),
+    )
+    return key, _encode(event)
+
+
+def _longest(schema: Schema) -> int:
+    """History items that the model reads."""
+    return max((sequence.max_length for sequence in schema.sequences), default=0)
+
+
+def _of_model(schema: Schema, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the model reads: nothing else of a user goes into the log."""
+    names = {f.name for f in schema.of_request() if f.kind != "sequence"}
+    return {name: value for name, value in values.items() if name in names}
+
+
+_encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
+"""numpy's numbers, from a store, as JSON's."""
+
+
+@dataclass
+class Counts:
+    logged: int = 0
+    unlogged: int = 0
+
+
+class RankingLog:
+    """Writes answers to the log in a thread of its own. `add` never waits: one too many is only counted."""
+
+    def __init__(
+        self, events: EventLog, schema: Callable[[], Schema], most: int, room: Callable[[], bool] = lambda: True
+    ) -> None:
+        """schema: of what serves now. most: items of an answer in its event. room: whether rankings may be written."""
+        self.events, self.schema, self.most, self.room = events, schema, most, room
+        self.counts = Counts()
+        self._queue: queue.Queue[tuple[Answer, float] | threading.Event | None] = queue.Queue(_QUEUED)
+        self._writing = threading.Lock()
+        self._forgotten: dict[str, float] = {}
+        self._closed = False
+        self._told = 0.0
+        self._thread = threading.Thread(target=self._run, name="plexrank-rankings", daemon=True)
+        self._thread.start()
+
+    def add(self, answer: Answer) -> None:
+        """Takes an answer to write it soon."""
+        try:
+            self._queue.put_nowait((answer, time.time()))
+        except queue.Full:
+            self._lost(1, "they come faster than they are written")
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Waits until the answers until now are in the log, or counted -> whether that came in time."""
+        mark = threading.Event()
+        self._queue.put(mark, timeout=timeout)
+        return mark.wait(timeout)
+
+    def forget(self, user: str) -> None:
+        """None of a user's answers until now is written after this returns."""
+        with self._writing:
+            self._forgotten[user] = time.time()
+
+    def _run(self) -> None:
+        ends = False
+        while not ends:
+            batch = [self._queue.get()]
+            while len(batch) < _BATCH and not self._queue.empty():
+                batch.append(self._queue.get())
+            ends = None in batch
+            with self._writing:
+                self._write([answer for answer in batch if isinstance(answer, tuple)])
+                old = time.time() - _REMEMBERED_SECONDS
+                self._forgotten = {user: then for user, then in self._forgotten.items() if then > old}
+            for mark in batch:
+                if isinstance(mark, threading.Event):
+                    mark.set()
+
+    def _write(self, answers: Sequence[tuple[Answer, float]]) -> None:
+        events = []
+        schema = self.schema()
+        for answer, moment in answers:
+            if moment <= self._forgotten.get(answer.user, 0.0):
+                continue
+            try:
+                event = ranking_event(answer, schema, self.most, moment)
+            except Exception as error:
+                self._lost(1, f"{type(error).__name__}: {error}")
+                continue
+            if len(event[1]) > MOST_BYTES:
+                self._lost(1, f"one has {len(event[1])} bytes; lower serving.log_items")
+            else:
+                events.append(event)
+        if not events:
+            return
+        try:
+            if not self.room():
+                raise PlexrankError("the log is away, and the room left on this machine is for what users did")
+            self.events.append(events)
+        except Exception as error:
+            self._lost(len(events), f"{type(error).__name__}: {error}")
+        else:
+            self.counts.logged += len(events)
+
+    def _lost(self, count: int, why: str) -> None:
+        """Counts, and says so now and then."""
+        self.counts.unlogged += count
+        if time.monotonic() - self._told > 10.0:
+            self._told = time.monotonic()
+            log.warning("rankings are not logged (%d by now): %s", self.counts.unlogged, why)
+
+    def close(self) -> None:
+        """Writes what is queued, for a few seconds at most."""
+        try:
+            self._queue.put(None, timeout=5.0)
+        except queue.Full:
+            return
+        self._thread.join(timeout=10.0)
