@@ -12,6 +12,7 @@ import pyarrow as pa
 from engine.components import UserState
 from engine.deadline import Deadline
 from engine.errors import EventError, RequestError
+from engine.intake import WAITS
 from engine.pipeline import Query
 from serving.codec import encode_answer, one_id
 from serving.ranking_view import Card, Reason, Receipt
@@ -117,8 +118,9 @@ class ServerConsole:
         receipt = received.receipts[0]
         if receipt.status == "refused":
             raise RequestError(receipt.error or "the event was refused")
-        if received.degraded:
-            raise EventError(f"the event is in the log, but not yet in the history ({', '.join(received.degraded)})")
+        failed = [part for part in received.degraded if part != WAITS]
+        if failed:
+            raise EventError(f"the event is durable, but not yet in the history ({', '.join(failed)})")
         state = service.user(user)
         return Receipt(
             id=name,
@@ -126,7 +128,7 @@ class ServerConsole:
             user=user,
             item=self.cards([item]).get(item) or Card(item, item),
             time=state.times[0] if state.times else 0,
-            place=f"{receipt.partition}:{receipt.offset}",
+            place="" if receipt.partition is None else f"{receipt.partition}:{receipt.offset}",
             history_before=before,
             history_after=len(state.history),
         )

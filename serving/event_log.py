@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from engine.components import EventLog, LogRecord
@@ -34,9 +33,7 @@ def open_log(plugins: Plugins, config: ServingConfig, state_dir: Path, **default
     return log
 
 
-def open_forwarding(
-    plugins: Plugins, config: ServingConfig, state_dir: Path, observe: Callable[[float], None] = lambda seconds: None
-) -> EventLog:
+def open_forwarding(plugins: Plugins, config: ServingConfig, state_dir: Path) -> EventLog:
     """The configured log; any but the default kind may be away, and events then wait in one of the default kind."""
     if config.event_log.name == default_name(KIND):
         return open_log(plugins, config, state_dir)
@@ -58,5 +55,4 @@ def open_forwarding(
         lambda: open_log(plugins, config, state_dir),
         Spool(state_dir / SPOOL, local, config.forward_bytes),
         aside,
-        observe=observe,
     )

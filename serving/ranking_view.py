@@ -19,6 +19,8 @@ DEGRADED = {
     "rank": "the model gave no scores; items are in order of popularity",
     "rerank": "a reranker was skipped",
     "explain": "the model's reasons are not available",
+    "events": "the event log is away; events are kept on this machine until it is back, and none is lost",
+    "deltas": "the model does not learn at the moment; it answers as it was",
 }
 
 OTHER_MS = 0.05
@@ -48,7 +50,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Receipt:
-    """An event that is durable in the log at `place` (partition:offset), and the history's length around it."""
+    """An event that is durable in the log at `place` (partition:offset), and the history's length around it.
+
+    place: "" while the log is away and the event waits for it on this machine.
+    """
 
     id: str
     type: str

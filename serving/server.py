@@ -12,6 +12,7 @@ from engine.config import LimitsConfig
 from engine.deadline import Deadline
 from engine.errors import PlexrankError, RequestError
 from engine.pipeline import Query
+from engine.streaming.forward import ForwardingLog
 from serving.codec import RankIn, RecommendIn, decode, encode, ids, one_id
 from serving.limits import JSON, Gate, media_type, read_body
 from serving.metrics import Metrics
@@ -32,6 +33,8 @@ class Server:
         self.chores = Gate("chores", threads=2, waiting=16, refused=shed)
         bundle = service.pipeline.served.bundle
         metrics.serves(bundle.name, bundle.version)
+        if isinstance(service.log, ForwardingLog):
+            service.log.observe = metrics.lag.labels("forward").observe
 
     @property
     def limits(self) -> LimitsConfig:
