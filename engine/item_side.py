@@ -1,4 +1,4 @@
-"""What a frozen model reads of the catalogue's items, made once when a bundle is loaded.
+"""What a frozen model reads of the catalogue's items, made once when a bundle is loaded, renewed where it changes.
 
 A request then takes rows of it: no features of items to encode, no ids to place in tables, nothing to pool. The vectors
 are those that the model would make, so scores are the same.
@@ -6,7 +6,9 @@ are those that the model would make, so scores are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,62 +19,67 @@ from engine.batch import keyed_jagged
 from engine.catalogue import ArrowCatalogue
 from engine.components import ScoreRequest
 from engine.data.encoder import FeatureEncoder, Values
+from engine.item_readers import ItemReaders, Pairs
 from engine.model import RankingModel, pool
+from engine.recent import RecentVectors
 from engine.schema import FeatureSpec
+from engine.streaming.apply import chunks
+from engine.streaming.delta import TableRows
+from engine.tables import FrozenTables
 
 _CHUNK = 8192
 _BYTES_AN_ID = 160
 """Of an id's text and its place in a dictionary, about."""
-_RECENT = 8192
-"""Values of the request's features whose vectors are kept."""
 
 
 class ItemSide:
-    """Vectors of items by catalogue row: the pooled fields, the dense features, what a history reads of them."""
+    """Vectors of items by catalogue row: the pooled fields, the dense features, what a history reads of them.
 
-    def __init__(self, model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue) -> None:
+    What changes gives another side, which shares the vectors with the one before: those that changed are written in
+    place, new items behind the last. A request that began with the one before ends with it. One writer at a time.
+    """
+
+    def __init__(
+        self, model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue, most_bytes: int | None = None
+    ) -> None:
         """Computes all of the catalogue. model: frozen, with its weights; its sequences are all of one length."""
-        self.model, self.encoder, self.catalogue = model, encoder, catalogue
+        self.model, self.encoder, self.catalogue, self.most_bytes = model, encoder, catalogue, most_bytes
         self._items = [f for f in model.fields if not f.from_request]
         self._request = [f for f in model.fields if f.from_request]
-        self._recent: dict[tuple[str, bytes], Tensor] = {}
+        self._recent = RecentVectors()
+        self._readers: dict[str, ItemReaders] | None = None
         self._rows = dict(zip(catalogue.ids(np.arange(len(catalogue))), range(len(catalogue)), strict=True))
         self._longest = max((s.max_length for s in model.sequences), default=0)
-        starts = range(0, len(catalogue), _CHUNK)
         with torch.inference_mode():
-            chunks = [
-                _made(model, encoder, catalogue, np.arange(start, min(start + _CHUNK, len(catalogue))))
-                for start in starts
-            ]
-            columns = {name: torch.cat([vectors[name] for vectors, _ in chunks]) for name in chunks[0][0]}
-            self._dense = torch.cat([dense for _, dense in chunks])
-            del chunks
-            shared = {  # features of one space read one table, so that this is the usual case
-                s.name: s.of for s in model.sequences if torch.equal(columns[s.name], columns[s.of])
-            }
-            names = [name for name in columns if name not in shared]
-            self._vectors = torch.cat([columns[name] for name in names], dim=1)
-        ends = np.cumsum([columns[name].shape[1] for name in names]).tolist()
-        self._place = {name: slice(end - columns[name].shape[1], end) for name, end in zip(names, ends, strict=True)}
+            parts = [_made(model, encoder, catalogue, rows) for rows in _in_chunks(np.arange(len(catalogue)))]
+            columns = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in parts[0][0]}
+            self._dense = torch.cat([dense for _, dense in parts])
+            del parts
+            shared = {s.name: s.of for s in model.sequences if _same(model, s, columns)}
+            self._names = [name for name in columns if name not in shared]
+            self._vectors = torch.cat([columns[name] for name in self._names], dim=1)
+        ends = np.cumsum([columns[name].shape[1] for name in self._names]).tolist()
+        self._place = {n: slice(end - columns[n].shape[1], end) for n, end in zip(self._names, ends, strict=True)}
         self._place.update({name: self._place[of] for name, of in shared.items()})
 
     @classmethod
     def make(
         cls, model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue, most_bytes: int
-    ) -> ItemSide | None:
+    ) -> Self | None:
         """None where it would be larger than `most_bytes`, or where the model's sequences differ in length."""
         if not len(catalogue) or len({s.max_length for s in model.sequences}) > 1 or encoder.schema.item is None:
             return None
         with torch.inference_mode():
             vectors, dense = _made(model, encoder, catalogue, np.zeros(1, dtype=np.int64))
         an_item = sum(v.nbytes for v in vectors.values()) + dense.nbytes + _BYTES_AN_ID
-        return cls(model, encoder, catalogue) if len(catalogue) * an_item <= most_bytes else None
+        return cls(model, encoder, catalogue, most_bytes) if len(catalogue) * an_item <= most_bytes else None
 
     @property
     def nbytes(self) -> int:
         """What is held."""
         return self._vectors.nbytes + self._dense.nbytes
 
+    # ---------------------------------------------------------------------------------------------- requests
     def logits(self, request: ScoreRequest) -> dict[str, Tensor] | None:
         """task -> logits float32 [N]; None for a request that the catalogue alone does not answer: items or history
         that it does not know, features given with the request, sequences given by name."""
@@ -99,16 +106,10 @@ class ItemSide:
 
     def _of_request(self, ids: Mapping[str, Values]) -> list[Tensor]:
         """Vectors [1, width] of the request's features. Those of recent values are kept: hours, users who stay."""
-        recent = self._recent
-        keys = [(f.name, ids[f.name][0].tobytes()) for f in self._request]
-        new = [f for f, key in zip(self._request, keys, strict=True) if key not in recent]
-        if new:
-            if len(recent) > _RECENT:
-                recent, new = {}, self._request
-                self._recent = recent  # other threads go on with the one before
-            made = _embedded(self.model, ids, new)
-            recent.update({(f.name, ids[f.name][0].tobytes()): made[f.name].clone() for f in new})
-        return [recent[key] for key in keys]
+        return self._recent.of(
+            {f.name: ids[f.name][0] for f in self._request},
+            lambda names: _embedded(self.model, ids, [f for f in self._request if f.name in names]),
+        )
 
     def _attended(self, pooled: dict[str, Tensor], past: Tensor) -> tuple[Tensor, JaggedTensor] | None:
         """The targets' vectors and the history's, as the interest model reads them."""
@@ -122,6 +123,106 @@ class ItemSide:
         lengths = torch.tensor([len(history)])
         return targets[0] if one else torch.cat(targets, dim=1), JaggedTensor(values=history, lengths=lengths)
 
+    # ----------------------------------------------------------------------------------------------- changes
+    def with_model(self, model: RankingModel) -> Self:
+        """Over a model whose rest behind the tables is another."""
+        if model.embedding is not self.model.embedding:
+            return type(self)(model, self.encoder, self.catalogue, self.most_bytes)
+        side = copy.copy(self)
+        side.model = model
+        return side
+
+    def renewed(self, changed: Mapping[str, TableRows]) -> Self:
+        """After rows of tables were written: the columns of the items that read them, and no vector of a request that
+        was made of them."""
+        embedding = self.model.embedding
+        if not isinstance(embedding, FrozenTables):
+            return type(self)(self.model, self.encoder, self.catalogue, self.most_bytes)
+        if self._readers is None:
+            self._readers = self._all_readers()
+        for name, readers in self._readers.items():
+            part = changed.get(readers.table)
+            if part is not None:
+                self._renew(name, readers.reading(part.rows, len(self.catalogue)))
+        side = copy.copy(self)
+        side._recent = self._recent.without({n: p.rows for n, p in changed.items()}, embedding)
+        return side
+
+    def with_items(self, catalogue: ArrowCatalogue, rows: np.ndarray) -> Self | None:
+        """Over a catalogue that has grown from this one's. rows int64 [m]: items that are new or read otherwise than
+        before, distinct. None where it would be too large now."""
+        each = self._vectors[:1].nbytes + self._dense[:1].nbytes + _BYTES_AN_ID
+        if self.most_bytes is not None and len(catalogue) * each > self.most_bytes:
+            return None
+        if not isinstance(self.model.embedding, FrozenTables):
+            return type(self)(self.model, self.encoder, catalogue, self.most_bytes)
+        side, before = copy.copy(self), len(self.catalogue)
+        side.catalogue = catalogue
+        if len(catalogue) > len(self._vectors):
+            room = len(catalogue) + len(catalogue) // 4
+            side._vectors, side._dense = _roomier(self._vectors, room), _roomier(self._dense, room)
+            side._rows = dict(self._rows)  # what holds the old vectors must not hear of rows beyond them
+        for some in _in_chunks(rows):
+            with torch.inference_mode():
+                vectors, dense = _made(self.model, self.encoder, catalogue, some)
+                at = torch.from_numpy(some)
+                side._vectors.index_copy_(0, at, torch.cat([vectors[name] for name in self._names], dim=1))
+                side._dense.index_copy_(0, at, dense)
+        if self._readers is not None:
+            side._readers = {n: r.with_more(*side._read_by(n, rows)) for n, r in self._readers.items()}
+        new = np.arange(before, len(catalogue))
+        side._rows.update(zip(catalogue.ids(new), new.tolist(), strict=True))
+        return side
+
+    def _renew(self, name: str, rows: np.ndarray) -> None:
+        """One feature's columns of these items, in place."""
+        feature = self.encoder.schema[name]
+        columns = self._vectors[:, self._place[name]]
+        for chunk in chunks(len(rows)):
+            some = rows[chunk]
+            with torch.inference_mode():
+                made = _embedded(self.model, _ids(self.encoder, self.catalogue, some, [feature]), [feature])
+                columns.index_copy_(0, torch.from_numpy(some), made[name])
+
+    def _all_readers(self) -> dict[str, ItemReaders]:
+        """Of each feature that has columns of its own."""
+        assert isinstance(self.model.embedding, FrozenTables)
+        placements = self.model.embedding.placements
+        every = np.arange(len(self.catalogue))
+        return {
+            name: ItemReaders.of(placements[name].table.name, [self._read_by(name, rows) for rows in _in_chunks(every)])
+            for name in self._names
+        }
+
+    def _read_by(self, name: str, rows: np.ndarray) -> Pairs:
+        """Rows of its table that a feature reads for these items."""
+        assert isinstance(self.model.embedding, FrozenTables)
+        values, lengths = _ids(self.encoder, self.catalogue, rows, [self.encoder.schema[name]])[name]
+        placed = self.model.embedding.placer({name: torch.from_numpy(values)})[name].numpy()
+        items = rows if lengths is None else np.repeat(rows, lengths)
+        return placed, np.repeat(items, len(placed) // max(1, len(items)))
+
+
+def _in_chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), _CHUNK):
+        yield rows[start : start + _CHUNK]
+
+
+def _roomier(rows: Tensor, room: int) -> Tensor:
+    with torch.inference_mode():
+        wider = torch.empty(room, rows.shape[1])
+        wider[: len(rows)] = rows
+        return wider
+
+
+def _same(model: RankingModel, sequence: FeatureSpec, columns: Mapping[str, Tensor]) -> bool:
+    """Whether a sequence reads what its item's feature reads: features of one space do, so that this is usual."""
+    if not isinstance(model.embedding, FrozenTables):
+        return torch.equal(columns[sequence.name], columns[sequence.of])
+    placements = model.embedding.placements
+    a, b = placements[sequence.name], placements[sequence.of]
+    return a is b or (type(a), a.table, a.space, a.lookups) == (type(b), b.table, b.space, b.lookups)
+
 
 def _made(
     model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue, rows: np.ndarray
@@ -131,6 +232,15 @@ def _made(
     ids.update({s.name: ids[s.of] for s in model.sequences})
     found = _embedded(model, ids, [*(f for f in model.fields if not f.from_request), *model.sequences])
     return found, encoder.dense(numbers, of_items=True, rows=len(rows))
+
+
+def _ids(
+    encoder: FeatureEncoder, catalogue: ArrowCatalogue, rows: np.ndarray, features: Sequence[FeatureSpec]
+) -> dict[str, Values]:
+    """Ids of some features, or of the items' feature that a sequence lists, for catalogue rows int64 [n]."""
+    of = {f.name: f.of if f.kind == "sequence" else f.name for f in features}
+    found, _ = encoder.parted(encoder.encode_items(catalogue, rows, list(of.values())))
+    return {name: found[source] for name, source in of.items()}
 
 
 def _embedded(model: RankingModel, ids: Mapping[str, Values], features: Sequence[FeatureSpec]) -> dict[str, Tensor]:

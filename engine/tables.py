@@ -222,6 +222,11 @@ class FrozenTables(nn.Module):
         self.placer = Placer(placements)
         self.weights = nn.ParameterDict({n: nn.Parameter(w.detach(), requires_grad=False) for n, w in weights.items()})
 
+    @property
+    def placements(self) -> Mapping[str, Placement]:
+        """feature -> where its ids live."""
+        return self._placements
+
     def forward(self, ids: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
         return _jagged(ids, self.look_up(_split(ids)))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine import item_side
+from engine import recent
 from engine.bundle import Bundle
 from engine.components import ScoreRequest
 from engine.data.prepared import Prepared
@@ -91,7 +91,7 @@ def test_the_scorer_answers_the_same_with_and_without(tiny_bundle: Path) -> None
 def test_vectors_of_recent_users_are_kept_and_those_of_new_ones_made(
     tiny_bundle: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(item_side, "_RECENT", 2)
+    monkeypatch.setattr(recent, "MOST", 2)
     bundle = Bundle.open(tiny_bundle)
     model = bundle.model(plugins).eval()
     side = ItemSide.make(model, bundle.encoder, bundle.catalogue, ROOM)

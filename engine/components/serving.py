@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.components.base import Component, PluginOptions
-from engine.components.candidates import UserState
+from engine.components.candidates import Catalogue, UserState
 
 if TYPE_CHECKING:
     from engine.streaming.delta import Delta
@@ -70,6 +70,15 @@ class Scorer(Component, ABC):
 
         DeltaGap where it does not follow what is there (another base, epoch or parent): nothing was changed, and the
         caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.
+        """
+
+    def items_changed(self, catalogue: Catalogue, rows: np.ndarray) -> None:
+        """The catalogue that items' features are read from, from now on, until a bundle is loaded.
+
+        catalogue: the bundle's, grown: rows keep their numbers, new items stand behind them. rows int64 [m], distinct:
+        those that are new, or whose features are others than in the catalogue before. Called aside of requests, before
+        the pipeline proposes from it. A scorer that reads the bundle's catalogue alone does nothing: new items are
+        unknown to it, and score as such.
         """
 
     @abstractmethod

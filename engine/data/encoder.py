@@ -100,10 +100,13 @@ class FeatureEncoder:
         wanted = [f.name for f in self.schema.of_request() if f.kind != "sequence"]
         return {name: self.encode_values(name, [user.get(name, context.get(name))]) for name in wanted}
 
-    def encode_items(self, catalogue: ArrowCatalogue, rows: np.ndarray) -> dict[str, Encoded]:
-        """The items' features for catalogue rows int64 [n], all of them known."""
+    def encode_items(
+        self, catalogue: ArrowCatalogue, rows: np.ndarray, only: Sequence[str] | None = None
+    ) -> dict[str, Encoded]:
+        """The items' features, or `only` these, for catalogue rows int64 [n], all of them known."""
         request, prints = ScoreRequest({}, {}, [""] * len(rows)), catalogue.prints[rows]
         items = [f for f in self.schema.features if not f.from_request and f.kind != "sequence"]
+        items = items if only is None else [f for f in items if f.name in only]
         return {f.name: self._of_items(f, request, catalogue, rows, prints) for f in items}
 
     def parted(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, Values], dict[str, np.ndarray]]:

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from engine.bundle import Bundle
-from engine.components import PluginOptions, Scorer, ScoreRequest, Scores
-from engine.errors import BundleError, PlexrankError
+from engine.catalogue import ArrowCatalogue
+from engine.components import Catalogue, PluginOptions, Scorer, ScoreRequest, Scores
+from engine.errors import BundleError, DeltaGap, PlexrankError
 from engine.hookspecs import hookimpl
 from engine.item_side import ItemSide
 from engine.memory import keep_freed_memory
 from engine.model import RankingModel
 from engine.plugins import installed
+from engine.streaming.apply import Chain, Step, check_fit, with_dense, with_own_dense, write_rows
+from engine.streaming.delta import Delta
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One bundle, ready; never changed, so that a request that holds it is not disturbed by a swap."""
+    """What scores: replaced as one, never changed but for rows of tables and items, so that no request is disturbed.
+
+    catalogue: the bundle's, or one that has grown from it. version: that of the chain, made once.
+    """
 
     bundle: Bundle
     model: RankingModel
+    catalogue: ArrowCatalogue
     items: ItemSide | None
+    chain: Chain
+    version: str
     probe: ScoreRequest
 
     def logits(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
@@ -37,20 +45,29 @@ class _Loaded:
     def all_of_it(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
         """From raw values to logits, whatever the request holds."""
         with torch.inference_mode():
-            batch = self.bundle.encoder.encode_request(request, self.bundle.catalogue)
+            batch = self.bundle.encoder.encode_request(request, self.catalogue)
             logits: dict[str, torch.Tensor] = self.model(batch)
             return logits
 
     def scores(self, request: ScoreRequest) -> Scores:
         calibration = self.bundle.calibration
         tasks = {task: calibration[task].apply(logits.numpy()) for task, logits in self.logits(request).items()}
-        return Scores(tasks, self.bundle.name, self.bundle.version)
+        return Scores(tasks, self.bundle.name, self.version)
+
+    def check(self) -> None:
+        """Scores the probe; PlexrankError where a score is missing or not finite."""
+        scores = self.scores(self.probe)
+        for task, values in scores.tasks.items():
+            if values.shape != (len(self.probe.items),) or not np.isfinite(values).all():
+                raise PlexrankError(f"task {task}: not one finite score an item")
 
 
 class InprocScorer(Scorer):
     """Scores in this process with weights that are mapped from the bundle's files: no server beside it.
 
-    A new bundle is opened, checked and warmed aside; then one pointer is set. No request waits for a load.
+    A new bundle is opened, checked and warmed aside; then one pointer is set. No request waits for a load. A delta's
+    rows are written into the tables in place (the bundle's files stay as they are), its dense part into a second model
+    that takes the first's place together with the version.
     """
 
     name = "inproc"
@@ -72,7 +89,7 @@ class InprocScorer(Scorer):
     def __init__(self, options: PluginOptions) -> None:
         super().__init__(options)
         self._loaded: _Loaded | None = None
-        self._loading = threading.Lock()
+        self._changing = threading.Lock()  # one writer at a time; readers take no lock
         if self.options.keep_memory:
             keep_freed_memory()
         if self.options.threads is not None:
@@ -80,24 +97,91 @@ class InprocScorer(Scorer):
 
     @property
     def version(self) -> str:
-        """Of the bundle that scores now."""
-        return self._now().bundle.version
+        """Of what scores now: the bundle's, or the newest delta's behind it."""
+        return self._now().version
 
+    # ---------------------------------------------------------------------------------------------- requests
+    def score(self, request: ScoreRequest) -> Scores:
+        """Calibrated probabilities; an empty request gives empty scores."""
+        return self._now().scores(request)
+
+    def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:
+        """Weights of the interest model: sequence feature -> float32 [N, H]; nothing without an interest model."""
+        loaded = self._now()
+        with torch.inference_mode():
+            batch = loaded.bundle.encoder.encode_request(request, loaded.catalogue)
+            weights = loaded.model.explain(batch)
+        n = len(request.items)
+        return {name: jagged.values().reshape(n, -1).numpy() for name, jagged in weights.items()}
+
+    def health(self) -> None:
+        """Scores the probe; raises if it fails or a score is not finite."""
+        self._now().check()
+
+    # ----------------------------------------------------------------------------------------------- changes
     def load(self, bundle: Path) -> None:
-        """Reads every file for its checksum, maps the weights, scores once, then swaps."""
-        with self._loading:
+        """Reads every file for its checksum, maps the weights, scores once, then swaps. Deltas begin anew."""
+        with self._changing:
             opened = Bundle.open(bundle)
             opened.check_parts()
-            model = opened.model(installed()).eval()
-            try:
-                model.settle()
-                items = ItemSide.make(model, opened.encoder, opened.catalogue, self.options.item_vectors_mb << 20)
-                loaded = _Loaded(opened, model, items, self._probe(opened))
-                for _ in range(2):
-                    _check(loaded.scores(loaded.probe), loaded.probe)
-            except Exception as error:
-                raise BundleError(f"{bundle}: the warm-up call failed: {type(error).__name__}: {error}") from error
-            self._loaded = loaded
+            self._loaded = self._made(opened, opened.catalogue)
+
+    def apply(self, delta: Delta) -> None:
+        """Rows in place, in chunks; a dense part is settled and tried aside, then swapped together with the version.
+
+        The first delta of a newer chain over the same bundle begins from the bundle's own weights, read again.
+        """
+        with self._changing:
+            loaded = self._now()
+            step = loaded.chain.step(delta)
+            if step is Step.KNOWN:
+                return
+            check_fit(loaded.model, delta)
+            if step is Step.ANEW:
+                loaded = self._begun_anew(loaded, delta)
+            model, items = loaded.model, loaded.items
+            if delta.dense:
+                model = with_dense(model, delta.dense)
+                items = None if items is None else items.with_model(model)
+                _try(replace(loaded, model=model, items=items), f"delta {delta.version}")
+            write_rows(model, delta.tables)
+            items = items.renewed(delta.tables) if items is not None and delta.tables else items
+            chain = loaded.chain.after(delta)
+            self._loaded = replace(loaded, model=model, items=items, chain=chain, version=chain.version)
+
+    def items_changed(self, catalogue: Catalogue, rows: np.ndarray) -> None:
+        """Makes the vectors of new and changed items, then reads the catalogue that holds them."""
+        assert isinstance(catalogue, ArrowCatalogue)
+        with self._changing:
+            loaded = self._now()
+            items = None if loaded.items is None else loaded.items.with_items(catalogue, rows)
+            self._loaded = replace(loaded, catalogue=catalogue, items=items)
+
+    def _begun_anew(self, loaded: _Loaded, delta: Delta) -> _Loaded:
+        """The bundle that scores, without the deltas applied to it. DeltaGap where it is no longer in its place."""
+        try:
+            opened = Bundle.open(loaded.bundle.path)
+        except BundleError as error:
+            raise DeltaGap(
+                f"delta {delta.version} begins a chain anew, and its bundle cannot be read: {error}"
+            ) from error
+        if opened.version != delta.base:
+            raise DeltaGap(f"delta {delta.version}: {opened.path} now holds {opened.version}: load bundle {delta.base}")
+        return self._made(opened, loaded.catalogue)
+
+    def _made(self, bundle: Bundle, catalogue: ArrowCatalogue) -> _Loaded:
+        """Warm; BundleError where it does not score."""
+        model = with_own_dense(bundle.model(installed()))
+        chain = Chain(bundle.name, bundle.version)
+        try:
+            model.settle()
+            items = ItemSide.make(model, bundle.encoder, catalogue, self.options.item_vectors_mb << 20)
+        except Exception as error:
+            raise BundleError(f"{bundle.path}: the warm-up call failed: {type(error).__name__}: {error}") from error
+        loaded = _Loaded(bundle, model, catalogue, items, chain, chain.version, self._probe(bundle))
+        for _ in range(2):
+            _try(loaded, str(bundle.path))
+        return loaded
 
     def _probe(self, bundle: Bundle) -> ScoreRequest:
         """A request of real items, for warming up and for `health`."""
@@ -107,28 +191,6 @@ class InprocScorer(Scorer):
             user={}, history={bundle.schema.item: items[:50]} if bundle.schema.item else {}, items=items
         )
 
-    def score(self, request: ScoreRequest) -> Scores:
-        """Calibrated probabilities; an empty request gives empty scores."""
-        return self._now().scores(request)
-
-    def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:
-        """Weights of the interest model: sequence feature -> float32 [N, H]; nothing without an interest model."""
-        loaded = self._now()
-        with torch.inference_mode():
-            batch = loaded.bundle.encoder.encode_request(request, loaded.bundle.catalogue)
-            weights = loaded.model.explain(batch)
-        n = len(request.items)
-        return {name: jagged.values().reshape(n, -1).numpy() for name, jagged in weights.items()}
-
-    def apply(self, delta: Any) -> None:
-        """Row deltas belong to learners; the bundle in this process is read-only."""
-        raise BundleError("scorer 'inproc' takes whole bundles, not row deltas: publish a bundle and load it")
-
-    def health(self) -> None:
-        """Scores the probe; raises if it fails or a score is not finite."""
-        loaded = self._now()
-        _check(loaded.scores(loaded.probe), loaded.probe)
-
     def _now(self) -> _Loaded:
         loaded = self._loaded
         if loaded is None:
@@ -136,10 +198,11 @@ class InprocScorer(Scorer):
         return loaded
 
 
-def _check(scores: Scores, request: ScoreRequest) -> None:
-    for task, values in scores.tasks.items():
-        if values.shape != (len(request.items),) or not np.isfinite(values).all():
-            raise PlexrankError(f"task {task}: not one finite score an item")
+def _try(loaded: _Loaded, what: str) -> None:
+    try:
+        loaded.check()
+    except Exception as error:
+        raise BundleError(f"{what}: the warm-up call failed: {type(error).__name__}: {error}") from error
 
 
 @hookimpl
