@@ -7,41 +7,22 @@ from pathlib import Path
 from engine.components import EventLog, LogRecord
 from engine.config import ComponentConfig, ServingConfig, default_name
 from engine.plugins import Plugins
-from engine.served import component
 from engine.streaming.forward import ForwardingLog
+from engine.streaming.open_log import KIND, open_log
 from engine.streaming.spool import Spool
 
 SPOOL, REFUSED = "waiting", "refused"
 """Folders of the state directory: events on their way to the log, and those that it will never take."""
 
-KIND = "event_logs"
-
-
-def placed(plugins: Plugins, kind: str, use: ComponentConfig, folder: Path) -> ComponentConfig:
-    """An option `path` made relative to the state directory."""
-    field = plugins.get(kind, use.name).Options.model_fields.get("path")
-    if field is None:
-        return use
-    path = folder / str(use.options.get("path", field.default))
-    return ComponentConfig(name=use.name, options={**use.options, "path": str(path)})
-
-
-def open_log(plugins: Plugins, config: ServingConfig, state_dir: Path, **defaults: object) -> EventLog:
-    """The configured log as it is. LogUnavailable where it does not answer. defaults: options it may have left out."""
-    use = placed(plugins, KIND, config.event_log, state_dir)
-    log: EventLog = component(plugins, KIND, use, **defaults)
-    return log
-
 
 def open_forwarding(plugins: Plugins, config: ServingConfig, state_dir: Path) -> EventLog:
     """The configured log; any but the default kind may be away, and events then wait in one of the default kind."""
     if config.event_log.name == default_name(KIND):
-        return open_log(plugins, config, state_dir)
+        return open_log(plugins, config.event_log, state_dir)
 
     def local(folder: Path) -> EventLog:
-        use = ComponentConfig(name=default_name(KIND), options={"path": str(folder)})
-        log: EventLog = component(plugins, KIND, use)
-        return log
+        use = ComponentConfig(name=default_name(KIND), options={"path": str(folder.absolute())})
+        return open_log(plugins, use, state_dir)
 
     def aside(records: list[LogRecord], why: str) -> None:
         log = local(state_dir / REFUSED)
@@ -52,7 +33,7 @@ def open_forwarding(plugins: Plugins, config: ServingConfig, state_dir: Path) ->
             log.close()
 
     return ForwardingLog(
-        lambda: open_log(plugins, config, state_dir),
+        lambda: open_log(plugins, config.event_log, state_dir),
         Spool(state_dir / SPOOL, local, config.forward_bytes),
         aside,
     )

@@ -27,7 +27,8 @@ from engine.pipeline import Answer, Pipeline, Query
 from engine.plugins import Plugins, installed
 from engine.served import Served, component
 from engine.streaming.forward import ForwardingLog
-from serving.event_log import open_forwarding, placed
+from engine.streaming.open_log import placed
+from serving.event_log import open_forwarding
 from serving.ranking_log import Counts, RankingLog
 
 log = logging.getLogger("plexrank.serving")
