@@ -64,6 +64,10 @@ class EventRefused(EventError):
         self.reason = reason
 
 
+TYPE = r"^([A-Za-z0-9_-]+\.)*(item|user|ranking|interaction)$"
+"""What an envelope's `type` looks like."""
+
+
 class Envelope(msgspec.Struct):
     """CloudEvents 1.0. Other attributes (extensions) are kept as they come."""
 
@@ -74,7 +78,7 @@ class Envelope(msgspec.Struct):
         Meta(
             min_length=1,
             max_length=256,
-            pattern=r"^([A-Za-z0-9_-]+\.)*(item|user|ranking|interaction)$",
+            pattern=TYPE,
             description="ends in item, user, ranking or interaction",
         ),
     ]
@@ -147,6 +151,7 @@ class RankingData(msgspec.Struct, omit_defaults=True):
         ]
         | None
     ) = None
+    shown: Annotated[int, Meta(ge=0, description="items of the whole answer, where `items` is cut")] | None = None
 
     def __post_init__(self) -> None:
         for name, values in (self.item_features or {}).items():
@@ -229,14 +234,22 @@ def open_event(raw: bytes | msgspec.Raw, limits: EventLimits) -> tuple[dict[str,
         if too_deep(document, limits.depth):
             raise EventRefused(Reason.DEPTH, f"nested deeper than {limits.depth} levels")
         check_version(envelope.dataschema)
-        return document, envelope, msgspec.convert(envelope.data, KINDS[kind_of(envelope.type)])
-    except msgspec.ValidationError as error:
+        kind = kind_of(envelope.type)
+        if kind not in KINDS:  # `$` lets a line feed pass
+            raise EventRefused(Reason.SCHEMA, "Expected no line feed - at `$.type`")
+        return document, envelope, msgspec.convert(envelope.data, KINDS[kind])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise refusal(error, raw, limits) from None
+
+
+def refusal(error: Exception, raw: bytes | msgspec.Raw, limits: EventLimits) -> EventRefused:
+    """What msgspec says of these bytes, as ours."""
+    if isinstance(error, RecursionError):
+        return EventRefused(Reason.DEPTH, f"nested deeper than {limits.depth} levels")
+    if isinstance(error, msgspec.ValidationError):
         infinite = str(error).startswith("Number out of range")
-        raise EventRefused(Reason.NAN if infinite else Reason.SCHEMA, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EventRefused(Reason.NAN if _holds_nan(raw) else Reason.JSON, f"not JSON: {error}") from None
-    except RecursionError:
-        raise EventRefused(Reason.DEPTH, f"nested deeper than {limits.depth} levels") from None
+        return EventRefused(Reason.NAN if infinite else Reason.SCHEMA, str(error))
+    return EventRefused(Reason.NAN if _holds_nan(raw) else Reason.JSON, f"not JSON: {error}")
 
 
 def kind_of(type_: str) -> str:
