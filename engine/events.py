@@ -68,7 +68,7 @@ TYPE = r"^([A-Za-z0-9_-]+\.)*(item|user|ranking|interaction)$"
 """What an envelope's `type` looks like."""
 
 
-class Envelope(msgspec.Struct):
+class Envelope(msgspec.Struct, gc=False):
     """CloudEvents 1.0. Other attributes (extensions) are kept as they come."""
 
     id: Annotated[str, Meta(min_length=1, max_length=256, description="unique within its source")]
@@ -125,14 +125,14 @@ class RankedItem(msgspec.Struct, omit_defaults=True, gc=False):
     propensity: Annotated[float, Meta(gt=0, le=1, description="chance that it was shown there")] | None = None
 
 
-class Arm(msgspec.Struct):
+class Arm(msgspec.Struct, gc=False):
     """Which arm of an experiment answered."""
 
     experiment: Annotated[str, Meta(min_length=1, max_length=64)]
     arm: Annotated[str, Meta(min_length=1, max_length=64)]
 
 
-class RankingData(msgspec.Struct, omit_defaults=True):
+class RankingData(msgspec.Struct, omit_defaults=True, gc=False):
     """What was shown, in order, and the feature values that it was scored with."""
 
     request_id: Annotated[str, Meta(min_length=1, max_length=256)]

@@ -49,7 +49,7 @@ MOST_TYPES = 32_000
 """Names of interaction types in one `Decoded`; their codes are int16."""
 
 
-class _Wire(Envelope):
+class _Wire(Envelope, gc=False):
     """An envelope whose data is not read yet."""
 
     type: str
@@ -344,7 +344,8 @@ _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 def _deeper(value: bytes, depth: int) -> bool:
     """Whether JSON nests deeper than `depth`: all that is innermost is taken away that often, and something is left."""
-    brackets = _STRINGS.sub(b"", value).translate(_BRACKETS, _OTHERS)
+    outside = _STRINGS.sub(b"", value) if b"\\" in value else b"".join(value.split(b'"')[::2])
+    brackets = outside.translate(_BRACKETS, _OTHERS)
     for _ in range(depth):
         brackets = brackets.replace(b"()", b"")
     return bool(brackets)
