@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,13 @@ from safetensors.torch import save_file
 from engine.components import Catalogue
 from engine.data.encoding import Encoded, one_array
 from engine.errors import BundleError, SchemaError
+from engine.grown_columns import Overlay, explicit, grown_encoded, grown_raw, unknown_column
 from engine.hashing import canonical, fingerprint_column, fingerprints
 from engine.resident import resident
+
+if TYPE_CHECKING:
+    from engine.data.encoder import FeatureEncoder
+    from engine.schema import Schema
 
 TABLE = "items.arrow"
 ENCODED = "encoded.safetensors"
@@ -46,6 +52,7 @@ class ArrowCatalogue(Catalogue):
         self.title_column = title
         self.encoded = dict(encoded or {})
         self.columns = dict(columns or {})
+        self.changed: dict[str, Overlay] = {}
         self._ids = one_array(table.column(key))
         self.prints = fingerprint_column(self._ids)
         self._order = np.argsort(self.prints, kind="stable")
@@ -87,6 +94,80 @@ class ArrowCatalogue(Catalogue):
                 return str(text)
         return str(self._ids[row].as_py())
 
+    # ----------------------------------------------------------------------------------------------- growth
+    def updated(self, ids: Sequence[str], features: Sequence[Mapping[str, Any]], encoder: FeatureEncoder) -> Self:
+        """A catalogue in which these items read otherwise, or are new; this one stays as it is.
+
+        features: for each id, the raw values that are replaced, by feature or by the column that feeds it; None removes
+        one, and names that the catalogue does not know are left out. Of several for one id the last counts. Rows keep
+        their numbers; new ids stand behind them in the order given. SchemaError where a value cannot be read.
+        """
+        merged: dict[str, dict[str, Any]] = {}
+        for item, its in zip(ids, features, strict=True):
+            merged.setdefault(canonical(item), {}).update(its)
+        prints = fingerprints(merged)
+        rows = self.rows_of(prints)
+        new = np.flatnonzero(rows < 0)
+        rows[new] = np.arange(len(self), len(self) + len(new))
+        total = len(self) + len(new)
+        given = _Given(rows, [*merged.values()], total)
+        grown = copy.copy(self)
+        grown.encoded, grown.changed = self._encoded_with(given, prints, encoder)
+        grown.table = self._table_with(given, [*merged], encoder.schema)
+        if len(new):
+            grown._index(prints[new])
+        return grown
+
+    def changed_values(self, rows: np.ndarray) -> dict[str, list[Any]]:
+        """feature -> raw values of rows int64 [n], None where the bundle's own stands; only features that differ.
+
+        What was removed is there as a value that reads as missing.
+        """
+        found = {name: overlay.of(rows) for name, overlay in self.changed.items()}
+        return {name: values for name, values in found.items() if values is not None}
+
+    def _encoded_with(
+        self, given: _Given, prints: np.ndarray, encoder: FeatureEncoder
+    ) -> tuple[dict[str, Encoded], dict[str, Overlay]]:
+        encoded, changed = dict(self.encoded), dict(self.changed)
+        for feature in encoder.schema.of_item():
+            known = encoded.get(feature.name)
+            rows, values = given.of(feature.name, self.columns.get(feature.name, feature.column))
+            if feature.kind == "categorical" and feature.column == encoder.schema.item:
+                if known is not None:
+                    encoded[feature.name] = grown_encoded(known, given.rows, Encoded(prints), given.total)
+            elif len(rows) or (known is not None and given.total > len(self)):
+                known = known or unknown_column(feature, encoder.neutral(feature), len(self))
+                fresh = encoder.encode_values(feature.name, values)
+                encoded[feature.name] = grown_encoded(known, rows, fresh, given.total)
+                if len(rows):
+                    overlay = changed.get(feature.name, Overlay.nothing())
+                    changed[feature.name] = overlay.with_more(rows, [explicit(v, feature) for v in values])
+        return encoded, changed
+
+    def _table_with(self, given: _Given, ids: list[str], schema: Schema) -> pa.Table:
+        feeding = {self.columns.get(f.name, f.column): f for f in schema.of_item()}
+        columns = {}
+        for name, column in zip(self.table.column_names, self.table.columns, strict=True):
+            feature = feeding.get(name)
+            rows, values = given.of(*(() if feature is None else (feature.name,)), name)
+            if name == self.key:
+                new = np.flatnonzero(given.rows >= len(self))
+                rows, values, feature = given.rows[new], [ids[n] for n in new], None
+            same = not len(rows) and given.total == len(self)
+            columns[name] = column if same else grown_raw(column, rows, values, feature, given.total)
+        return pa.table(columns)
+
+    def _index(self, prints: np.ndarray) -> None:
+        """More rows behind the last, findable by their ids."""
+        first = len(self)
+        order = np.argsort(prints, kind="stable")
+        at = np.searchsorted(self._sorted, prints[order])
+        self._order = np.insert(self._order, at, first + order)
+        self._sorted = np.insert(self._sorted, at, prints[order])
+        self.prints = np.concatenate([self.prints, prints])
+        self._ids = one_array(self.table.column(self.key))
+
     def save(self, folder: Path) -> None:
         """Writes `items.arrow` and `encoded.safetensors` into an existing folder."""
         meta = {b"key": self.key.encode(), b"title": (self.title_column or "").encode()}
@@ -122,6 +203,22 @@ class ArrowCatalogue(Catalogue):
         }
         columns = {k.removeprefix("column:"): v for k, v in meta.items() if k.startswith("column:")}
         return cls(table, meta["key"], encoded, title=meta.get("title") or None, columns=columns)
+
+
+class _Given:
+    """What a batch of items says: rows int64 [m] of the catalogue that has `total`, and a mapping each."""
+
+    def __init__(self, rows: np.ndarray, values: Sequence[Mapping[str, Any]], total: int) -> None:
+        self.rows, self.values, self.total = rows, values, total
+
+    def of(self, *names: str) -> tuple[np.ndarray, list[Any]]:
+        """Rows int64 [k] that say something under one of these names, and what: the first name counts."""
+        found = [(n, next((its[name] for name in names if name in its), _SILENT)) for n, its in enumerate(self.values)]
+        said = [(n, value) for n, value in found if value is not _SILENT]
+        return self.rows[np.array([n for n, _ in said], dtype=np.int64)], [value for _, value in said]
+
+
+_SILENT = object()
 
 
 def text_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:

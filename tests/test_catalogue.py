@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.catalogue import ENCODED, TABLE, ArrowCatalogue
+from engine.components import ScoreRequest
+from engine.data.encoder import FeatureEncoder
 from engine.data.encoding import MISSING, Encoded
+from engine.data.numeric import NumericTransforms, Transform
 from engine.errors import BundleError, SchemaError
 from engine.hashing import fingerprint
+from engine.schema import FeatureSpec, Schema
 
 ANY_SPEED = settings(deadline=None)  # a loaded machine is no failure
 
@@ -90,3 +96,165 @@ def test_without_items_everything_is_unknown(tmp_path: Path) -> None:
     assert empty.rows(["a"]).tolist() == [-1]
     empty.save(tmp_path)
     assert len(ArrowCatalogue.open(tmp_path)) == 0
+
+
+# --------------------------------------------------------------------------------------------------------- growth
+SCHEMA = Schema(
+    features=(
+        FeatureSpec(name="item_id"),
+        FeatureSpec(name="genre"),
+        FeatureSpec(name="tags", kind="multi", max_length=3),
+        FeatureSpec(name="year", kind="numeric"),
+        FeatureSpec(name="age", kind="numeric", column="released", transform="bins"),
+        FeatureSpec(name="shelf"),
+    ),
+    item="item_id",
+)
+NUMERIC = NumericTransforms(
+    {
+        "year": Transform(mean=2000.0, std=10.0),
+        "age": Transform(edges=np.array([1990.0]), ids=np.array([11, 12, fingerprint("")])),
+    }
+)
+COLUMNS = {
+    "item_id": ["a", "b", "c"],
+    "title": ["A", "B", None],
+    "genre": ["war", None, "crime"],
+    "tags": ["x|y", None, "z"],
+    "year": [1990, 2010, None],
+    "released": [1980, 2000, None],
+}
+
+
+def encoded_from(columns: dict[str, list[Any]], encoder: FeatureEncoder) -> dict[str, Encoded]:
+    """As a bundle's catalogue is encoded: every column at once, and what an unknown item reads at the end."""
+    sources = {"item_id": "item_id", "genre": "genre", "tags": "tags", "year": "year", "age": "released"}
+    return {
+        name: encoder.encode_column(name, pa.array(columns[source])).with_neutral(encoder.neutral(encoder.schema[name]))
+        for name, source in sources.items()
+    }
+
+
+def small() -> tuple[ArrowCatalogue, FeatureEncoder]:
+    encoder = FeatureEncoder(SCHEMA, NUMERIC)
+    table = pa.table(COLUMNS)
+    made = ArrowCatalogue(table, "item_id", encoded_from(COLUMNS, encoder), title="title", columns={"age": "released"})
+    return made, encoder
+
+
+def same_encoded(a: Mapping[str, Encoded], b: Mapping[str, Encoded]) -> None:
+    assert a.keys() == b.keys()
+    for name, column in b.items():
+        assert np.array_equal(a[name].values, column.values), name
+        assert a[name].values.dtype == column.values.dtype
+        if column.offsets is not None:
+            assert np.array_equal(a[name].offsets, column.offsets)
+
+
+def test_items_that_come_or_change_read_as_if_they_had_been_there() -> None:
+    before, encoder = small()
+    after = before.updated(
+        ["b", "new", 7, "b"],
+        [
+            {"genre": "drama", "tags": ["q"]},
+            {"title": "New", "genre": "war", "tags": "x|w|v|u", "year": 2020, "released": 1985},
+            {},
+            {"year": None, "tags": ["r", "s"], "colour": "red"},
+        ],
+        encoder,
+    )
+    columns = {
+        "item_id": ["a", "b", "c", "new", "7"],
+        "title": ["A", "B", None, "New", None],
+        "genre": ["war", "drama", "crime", "war", None],
+        "tags": ["x|y", "r|s", "z", "x|w|v|u", None],
+        "year": [1990, None, None, 2020, None],
+        "released": [1980, 2000, None, 1985, None],
+    }
+    assert after.table.to_pydict() == columns
+    same_encoded(after.encoded, encoded_from(columns, encoder))
+    assert after.rows(["7", "a", "new", "b", "no", "c"]).tolist() == [4, 0, 3, 1, -1, 2]
+    assert after.ids(np.arange(5)) == columns["item_id"]
+    assert [after.title(row) for row in range(5)] == ["A", "B", "c", "New", "7"]
+    assert before.table.to_pydict() == COLUMNS  # the one before is as it was
+    same_encoded(before.encoded, encoded_from(COLUMNS, encoder))
+    assert len(before) == 3
+    assert before.rows(["new"]).tolist() == [-1]
+    assert after.changed_values(np.array([0, 2])) == before.changed_values(np.array([0, 1])) == {}
+    assert after.changed_values(np.array([3, -1, 1, 0])) == {
+        "genre": ["war", None, "drama", None],
+        "tags": ["x|w|v|u", None, ["r", "s"], None],
+        "year": [2020, None, "nan", None],
+        "age": [1985, None, None, None],
+    }
+
+
+def test_what_is_named_as_changed_encodes_as_it_is_served() -> None:
+    """So that who has only the bundle reads of a ranking's items what was read here."""
+    before, encoder = small()
+    after = before.updated(["a", "n"], [{"genre": None, "tags": None, "year": None}, {"tags": ["k", "l"]}], encoder)
+    rows = np.array([0, 3, 1])
+    given = after.changed_values(rows)
+    request = ScoreRequest({}, {}, after.ids(rows), item_features=given)
+    served = after.encoded
+    batch = encoder.encode_request(request, before).ids.to_dict()
+    assert batch["tags"].values().tolist() == served["tags"].take(rows)[0].tolist()
+    assert batch["genre"].values().tolist() == served["genre"].take(rows)[0].tolist()
+    assert encoder.encode_request(request, before).dense_item[:, 0].tolist() == served["year"].take(rows)[0].tolist()
+
+
+def test_a_feature_the_bundle_knew_of_no_item_is_known_of_those_that_say_it() -> None:
+    before, encoder = small()
+    assert "shelf" not in before.encoded
+    after = before.updated(["b"], [{"shelf": "top"}], encoder).updated(["d"], [{}], encoder)
+    assert after.encoded["shelf"].values.tolist() == [MISSING, fingerprint("top"), MISSING, MISSING, MISSING]
+
+
+def test_raw_columns_take_what_they_could_not_hold() -> None:
+    before, encoder = small()
+    after = before.updated(["a", "n"], [{"year": 1990.5}, {"title": 5, "genre": 3}], encoder)
+    assert after.column("year").to_pylist() == [1990.5, 2010.0, None, None]
+    assert after.column("title").to_pylist() == ["A", "B", None, "5"]
+    with pytest.raises(SchemaError, match="'year' is numeric, got 'old'"):
+        before.updated(["a"], [{"year": "old"}], encoder)
+
+
+def test_a_catalogue_that_has_grown_is_saved_as_any_other(tmp_path: Path) -> None:
+    before, encoder = small()
+    after = before
+    for n in range(70):
+        after = after.updated([f"n{n}"], [{"tags": [str(n)]}], encoder)
+    after.save(tmp_path)
+    again = ArrowCatalogue.open(tmp_path)
+    assert again.table.to_pydict() == after.table.to_pydict()
+    same_encoded(again.encoded, after.encoded)
+
+
+ITEM = st.sampled_from([*"abcdefg"])
+TAGS = st.none() | st.lists(st.sampled_from([*"xyzw"]), max_size=5)
+CHANGE = st.fixed_dictionaries(
+    {},
+    optional={
+        "genre": st.none() | st.sampled_from(["war", "art"]),
+        "tags": TAGS,
+        "year": st.none() | st.integers(1900, 2100),
+    },
+)
+
+
+@ANY_SPEED
+@given(st.lists(st.lists(st.tuples(ITEM, CHANGE), max_size=6), max_size=5))
+def test_any_batches_of_changes_end_as_one_table_would(batches: list[list[tuple[str, dict[str, Any]]]]) -> None:
+    catalogue, encoder = small()
+    truth = {item: {k: v[n] for k, v in COLUMNS.items()} for n, item in enumerate("abc")}
+    for batch in batches:
+        catalogue = catalogue.updated([item for item, _ in batch], [change for _, change in batch], encoder)
+        for item, change in batch:
+            blank = dict.fromkeys(COLUMNS) | {"item_id": item}
+            truth.setdefault(item, blank).update(change)
+    columns = {name: [row[name] for row in truth.values()] for name in COLUMNS}
+    columns["tags"] = ["|".join(t) if isinstance(t, list) else t for t in columns["tags"]]
+    same_encoded(catalogue.encoded, encoded_from(columns, encoder))
+    assert catalogue.ids(np.arange(len(catalogue))) == list(truth)
+    assert catalogue.rows(list(truth)).tolist() == list(range(len(truth)))
+    assert catalogue.column("year").to_pylist() == columns["year"]
