@@ -149,6 +149,11 @@ def ranking_rows(table: pa.Table, limits: EventLimits, latest: float, future_sec
     verdict = _Verdict(table, limits, latest, future_seconds)
     verdict.text("request_id", 256)
     verdict.ids("user")
+    verdict.fails(
+        one_chunk(table.column("items")).is_null().to_numpy(zero_copy_only=False),
+        Reason.SCHEMA,
+        "column 'items' is null",
+    )
     verdict.id_lists("items")
     if "history" in table.column_names:
         verdict.id_lists("history")

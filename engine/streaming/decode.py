@@ -125,15 +125,15 @@ class _Reading:
         depth = self.limits.depth
         for place, record in enumerate(self.records):
             value = record.value
+            if not value:
+                continue
             try:
                 if is_batch(record):
                     self._batch(place, record)
                     continue
+                self.n += 1
                 if record.headers and is_binary(record.headers):
                     value = self.values[place] = from_binary(record, self.limits)
-                elif not value:
-                    continue
-                self.n += 1
                 try:
                     wire: Envelope = _WIRE.decode(value)
                     kind = _kind(wire.type)
@@ -146,7 +146,7 @@ class _Reading:
                 if wire.dataschema is not None:
                     check_version(wire.dataschema)
             except EventRefused as refused:
-                self.dead.append((place, Dead.of(record, refused.reason, str(refused))))
+                self._dies(place, refused)
                 continue
             opened = self.opened[kind]
             opened.record.append(place)
@@ -163,7 +163,12 @@ class _Reading:
         return self._taken(record) + self.future_seconds
 
     def _batch(self, place: int, record: LogRecord) -> None:
-        kind, table = decode_batch(record.value)
+        """A batch that cannot be read at all counts as one event."""
+        try:
+            kind, table = decode_batch(record.value)
+        except EventRefused:
+            self.n += 1
+            raise
         latest = self._latest(record)
         rows: InteractionRows | RankingRows
         if kind == "ranking":
@@ -172,6 +177,7 @@ class _Reading:
         else:
             rows = interaction_rows(table, self.limits, latest, self.future_seconds)
             if len(self.types.keys() | set(rows.types)) > MOST_TYPES:
+                self.n += 1
                 raise EventRefused(Reason.ARROW, f"more than {MOST_TYPES:,} types of interactions at once")
             self.interactions.append((place, rows))
             for name in rows.types:
@@ -215,13 +221,15 @@ class _Reading:
                 faults[n] = refused
         self._bury(kind, faults)
 
+    def _dies(self, place: int, refused: EventRefused) -> None:
+        self.dead.append((place, Dead.of(self.records[place], refused.reason, str(refused))))
+
     def _bury(self, kind: str, faults: dict[int, EventRefused]) -> None:
         if not faults:
             return
         opened = self.opened[kind]
         for n, refused in faults.items():
-            place = opened.record[n]
-            self.dead.append((place, Dead.of(self.records[place], refused.reason, str(refused))))
+            self._dies(opened.record[n], refused)
         self.opened[kind] = opened.without(set(faults))
 
     # ------------------------------------------------------------------------------------------ columns
