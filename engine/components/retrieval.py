@@ -45,6 +45,13 @@ class Sampler(Component, ABC):
     def sample(self, positives: Tensor) -> tuple[Tensor, Tensor]:
         """positives: int64 [B] catalogue rows -> (items [M] int64 whose first B are the positives, log_q [M])."""
 
+    @abstractmethod
+    def reseed(self, seed: int) -> None:
+        """What is drawn from here on follows from this seed alone, as if the sampler had been made with it.
+
+        Called before each step of learning from the stream, so that what goes on from a checkpoint draws the same.
+        """
+
 
 class Retriever(Component, ABC):
     """Nearest items by inner product. Ids are int64; searching while upserting is safe."""

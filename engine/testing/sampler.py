@@ -13,7 +13,7 @@ ITEMS = 50
 
 
 def check_sampler(cls: type[Sampler], options: Options = None) -> None:
-    """Positives first, rows of the catalogue, log probabilities, the same draws for the same seed."""
+    """Positives first, rows of the catalogue, log probabilities, the same draws for a seed, also when reseeded."""
     contract = Contract("samplers", cls, options)
     counts = np.arange(ITEMS, dtype=np.int64)[::-1].copy()  # the last was never a positive
     for size in (1, 12):
@@ -26,6 +26,12 @@ def check_sampler(cls: type[Sampler], options: Options = None) -> None:
             other, _ = _draw(contract, counts, positives, seed=2)
             contract.holds(not torch.equal(items, other), "must draw otherwise for another seed")
         contract.holds(bool((log_q <= 1e-5).all()), "must give `log_q` as logs of probabilities, at most 0")
+    with contract.when("reseeding"):
+        once, often = (cls(contract.options, counts, seed) for seed in (1, 2))
+        often.sample(torch.arange(7))
+        often.reseed(1)
+        first, again = once.sample(torch.arange(5))[0], often.sample(torch.arange(5))[0]
+    contract.holds(torch.equal(first, again), "must draw after `reseed` as if made with that seed")
     _draw(contract, np.zeros(ITEMS, dtype=np.int64), torch.arange(4), seed=1)
 
 

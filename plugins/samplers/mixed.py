@@ -39,6 +39,9 @@ class MixedSampler(Sampler):
         self._weights = weights / weights.sum() if weights.sum() else np.full(len(counts), 1 / len(counts))
         self._running = np.cumsum(self._weights)
 
+    def reseed(self, seed: int) -> None:
+        self._random = np.random.default_rng(seed)
+
     def sample(self, positives: Tensor) -> tuple[Tensor, Tensor]:
         items, options = len(self._share), self.options
         uniform = self._random.integers(items, size=options.uniform)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.errors import PluginError
-from engine.training.retrieval import false_negatives
+from engine.training.retrieval_step import false_negatives
 from plugins.losses.sampled_softmax import SampledSoftmax
 from plugins.samplers.mixed import MixedSampler
 
