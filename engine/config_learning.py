@@ -82,6 +82,7 @@ class LearningConfig(Section):
     checkpoint_events: int | None = Field(None, ge=1, description="events between two checkpoints, in place of time")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
     admission: int = Field(1, ge=1, description="an id is trained in rows of its own from its n-th example on")
+    retrieval: bool = Field(True, description="the encoder of `retrieval` learns too, from the stream's positives")
     expiry_seconds: float | None = Field(None, gt=0, description="rows unseen for so long are forgotten")
     dead_share: float = Field(0.5, gt=0, le=1, description="share of dead letters among the last 1,000 that stops")
     publish: PublishConfig = PublishConfig()
