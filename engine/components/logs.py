@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import Self
 
 from engine.components.base import Component, PluginOptions
 
@@ -69,6 +69,12 @@ class LogReader(ABC):
     @abstractmethod
     def resume(self, partitions: Sequence[int]) -> None: ...
 
+    def commit(self, positions: Mapping[int, int]) -> None:  # noqa: B027 - a log without groups has nothing to tell
+        """Tells the group that what lies before these is done, so that whoever gets the partitions goes on there.
+
+        To be called after what was done with the records is durable. Without a group nothing happens.
+        """
+
     @abstractmethod
     def close(self) -> None: ...
 
@@ -80,7 +86,7 @@ class EventLog(Component, ABC):
     `deltas`, `models`.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+    capabilities: frozenset[Capability] = frozenset()  # an instance may have fewer than its class
 
     def __init__(self, options: PluginOptions) -> None:
         self.options = options
@@ -103,8 +109,9 @@ class EventLog(Component, ABC):
     def reader(self, positions: Mapping[int, int] | None, group: str | None = None) -> LogReader:
         """A reader of exactly these partitions from these offsets.
 
-        group (needs GROUPS): the partitions are shared out among the readers of that name, and `positions` says where
-        to begin in those that this one gets (from the beginning where it says nothing).
+        None: all partitions from their oldest records. group (needs GROUPS): the partitions are shared out among the
+        readers of that name; in one that it gets, a reader begins at the later of its own `positions` and what the
+        group committed, else at the oldest record.
         """
 
     @abstractmethod
@@ -137,7 +144,7 @@ class EventLog(Component, ABC):
 
     @abstractmethod
     def health(self) -> None:
-        """LogUnavailable where the log does not answer within a second or two."""
+        """LogUnavailable where the log does not answer in the time that its options allow, or does not take events."""
 
     @abstractmethod
     def close(self) -> None: ...
