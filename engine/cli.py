@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from engine.commands import bundles, checking, training
+from engine.commands import bundles, checking, events, training
 from engine.errors import PlexrankError, PluginError
 
 COMMANDS_GROUP = "plexrank.commands"
@@ -30,6 +30,7 @@ BUILT_IN: dict[str, Callable[..., None]] = {
     "init": checking.init,
     "version": checking.version,
 }
+GROUPS: dict[str, typer.Typer] = {"bundle": bundles.app, "events": events.app}
 
 
 def main() -> None:
@@ -56,9 +57,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     )
     for name, function in BUILT_IN.items():
         app.command(name)(function)
-    app.add_typer(bundles.app, name="bundle")
+    for name, group in GROUPS.items():
+        app.add_typer(group, name=name)
     wanted = next((a for a in arguments if not a.startswith("-")), None)
-    if wanted not in (*BUILT_IN, "bundle"):
+    if wanted not in (*BUILT_IN, *GROUPS):
         for point in sorted(entry_points(group=COMMANDS_GROUP), key=lambda p: p.name):
             if wanted == point.name:
                 _attach(app, point)

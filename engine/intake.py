@@ -15,6 +15,7 @@ from engine.errors import EventError, PlexrankError
 from engine.events import Dedupe, Event, EventLimits, InteractionData, ItemData, UserData, decode_event
 from engine.hashing import canonical
 from engine.plugins import Plugins
+from engine.streaming.binary_mode import from_binary, is_binary
 from engine.streaming.forward import WAITING, ForwardingLog
 
 log = logging.getLogger("plexrank.events")
@@ -105,17 +106,22 @@ class Intake:
     def _replay(self, records: Sequence[LogRecord], replayed: int) -> int:
         """Knows all of them, applies the last ones -> how many those are."""
         events = []
+        unread = 0
         for place, record in enumerate(records):
             if not record.value:
                 continue
             try:
-                event = decode_event(record.value, self.limits, now=float("inf"))
+                value = from_binary(record, self.limits) if is_binary(record.headers) else record.value
+                event = decode_event(value, self.limits, now=float("inf"))
             except EventError as error:
-                log.warning("partition %d, offset %d is not replayed: %s", record.partition, record.offset, error)
+                log.debug("partition %d, offset %d is not replayed: %s", record.partition, record.offset, error)
+                unread += 1
                 continue
             self.dedupe.remember((event.source, event.id))
             if place >= len(records) - replayed:
                 events.append(event)
+        if unread:
+            log.warning("%d of the log's last %d records are no events of this server's kind", unread, len(records))
         self._apply(events)
         return len(events)
 
