@@ -159,7 +159,7 @@ class TableEmbedding(EmbeddingMethod):
         """Fills the tables, or this process's shards of them, with their first weights."""
         half = self.options.init
         unknown = {p.table.name: p.unknown_rows for p in self._placements.values() if isinstance(p, Own)}
-        for name, weight, first in self._local_weights():
+        for name, weight, first in self.local_weights():
             seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:6], "little")
             last, dim = first + weight.shape[0], self.tables[name].dim
             weight[:, dim:] = 0.0
@@ -179,8 +179,8 @@ class TableEmbedding(EmbeddingMethod):
                 state[key.split(".")[-2]] = value
         return state
 
-    def _local_weights(self) -> Iterator[tuple[str, Tensor, int]]:
-        """(table, this process's rows of it, number of the first)."""
+    def local_weights(self) -> Iterator[tuple[str, Tensor, int]]:
+        """(table, this process's rows of it [n, stored], number of the first); writing to them changes the table."""
         for name, weight in self._weights().items():
             if isinstance(weight, ShardedTensor):
                 for shard in weight.local_shards():

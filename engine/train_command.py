@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.bundle import Bundle, check_free, write_bundle
 from engine.bundle.manifest import library_versions
@@ -56,6 +57,7 @@ class Run:
     figures: dict[str, Any]
     scored: dict[str, Scored]
     seen: TrainingCounts
+    optimizer: dict[str, Tensor] | None = None
 
 
 def run_training(
@@ -130,7 +132,7 @@ def train_run(
     figures["retrieval"] = dict(retrieval.metrics) if retrieval is not None else None
     figures["peak_rss_mb"] = peak_rss_mb()
     figures["total_seconds"] = time.perf_counter() - start
-    return Run(config, prepared, result.model, calibration, retrieval, _plain(figures), scored, seen)
+    return Run(config, prepared, result.model, calibration, retrieval, _plain(figures), scored, seen, result.optimizer)
 
 
 def calibrate(config: Config, validation: Predictions | None) -> dict[str, Calibration]:
@@ -152,6 +154,7 @@ def write(run: Run, path: Path, plugins: Plugins) -> Bundle:
         calibration=run.calibration,
         metrics=run.figures,
         retrieval=run.retrieval,
+        optimizer=run.optimizer,
         replace=True,
         prove=lambda bundle: _prove(run, bundle.model(plugins)),
         plugins=plugins,

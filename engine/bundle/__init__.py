@@ -9,6 +9,7 @@ statistics.safetensors   ids and counts a space; positives and newest event an i
 catalogue/               items, their attributes and encoded features
 users.arrow              what is known of each user, newest history first (optional)
 retrieval.safetensors    the frozen encoder (where the configuration has one)
+optimizer.safetensors    Adagrad's sums and Adam's moments, from which learning goes on (optional)
 vectors.safetensors      item vectors float32 [items, D], by catalogue row
 """
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.bundle.open import Bundle
+from engine.bundle.open import OPTIMIZER, Bundle
 from engine.bundle.tensors import CHUNK, load_tensors
 
 
 def diff(a: Path, b: Path) -> dict[str, Any]:
     """Only what differs, as `key -> [value of a, value of b]` (None: absent there); `same` if the versions are equal.
 
-    `tensors`: of those in both models, the largest absolute difference; of the others, their shapes. BundleError for
-    what is no bundle.
+    `tensors`: of those in both models (and in the optimizers' states), the largest absolute difference; of the others,
+    their shapes. BundleError for what is no bundle.
     """
     first, second = Bundle.open(Path(a), verify=False), Bundle.open(Path(b), verify=False)
     one, two = first.manifest, second.manifest
@@ -64,7 +64,7 @@ def _sizes(bundle: Bundle) -> dict[str, Any]:
 
 def _tensors(first: Bundle, second: Bundle) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    for file in ("model.safetensors", "retrieval.safetensors"):
+    for file in ("model.safetensors", "retrieval.safetensors", OPTIMIZER):
         both = [b.manifest.files.get(file) for b in (first, second)]
         if both[0] == both[1]:
             continue

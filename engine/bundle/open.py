@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from engine.bundle.manifest import Manifest, inside, read_manifest
-from engine.bundle.tensors import assign, load_tensors
+from engine.bundle.tensors import assign, headers, load_tensors
 from engine.bundle.verify import broken_files, schema_problem
 from engine.catalogue import ArrowCatalogue
 from engine.components import UserState
@@ -31,6 +31,8 @@ from engine.training.calibration import Calibration
 if TYPE_CHECKING:
     from engine.model import RankingModel
     from engine.retrieval import EncoderModel
+
+OPTIMIZER = "optimizer.safetensors"
 
 
 class Bundle:
@@ -151,6 +153,22 @@ class Bundle:
         assign(model, self._tensors("retrieval.safetensors"), f"{self.path}: retrieval.safetensors")
         return model
 
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """The ranking model's tensors by their names in the frozen form, mapped where they are large."""
+        return self._tensors("model.safetensors")
+
+    def optimizer(self) -> dict[str, Tensor] | None:
+        """The optimizers' state that training left (`TrainStep.optimizer_state`); None if it was not kept."""
+        if OPTIMIZER not in self.manifest.files:
+            return None
+        state = self._tensors(OPTIMIZER)
+        rows = {n: s[0] for n, (_, s) in headers(inside(self.path, "model.safetensors")).items() if s}
+        for name, sums in state.items():
+            table = name.removeprefix("tables/")
+            if table != name and sums.shape != (rows.get(f"embedding.weights.{table}"),):
+                raise BundleError(f"{self.path}: {OPTIMIZER}: {name} has not one sum a row of its table; train again")
+        return state
+
     def users(self) -> Iterator[UserState]:
         """What was known of each user after all data; nothing if the bundle was written without users."""
         if "users.arrow" not in self.manifest.files:
@@ -174,7 +192,7 @@ class Bundle:
         for counts in (self.item_counts, self.item_latest):
             if len(counts) != len(self.catalogue):
                 raise BundleError(f"{self.path}: statistics.safetensors: not one count an item of the catalogue")
-        _ = self.encoder, self.calibration, self.item_vectors, next(self.users(), None)
+        _ = self.encoder, self.calibration, self.item_vectors, next(self.users(), None), self.optimizer()
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name not in self.manifest.files:

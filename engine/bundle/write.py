@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from engine.bundle.manifest import FileEntry, PluginEntry, content_version, library_versions, sealed
-from engine.bundle.open import Bundle
+from engine.bundle.open import OPTIMIZER, Bundle
 from engine.bundle.tensors import save_tensors
 from engine.components import UserState
 from engine.config import Config, components
@@ -52,6 +52,7 @@ def write_bundle(
     calibration: Mapping[str, Calibration],
     metrics: Mapping[str, Any],
     retrieval: RetrievalResult | None = None,
+    optimizer: Mapping[str, Tensor] | None = None,
     parent: str | None = None,
     with_users: bool = True,
     replace: bool = False,
@@ -61,6 +62,7 @@ def write_bundle(
     """Writes a frozen model with everything that scoring needs; verified, then put in place by one rename.
 
     parent: version of the bundle that this one grew from. metrics: figures that JSON can hold.
+    optimizer: the optimizers' state with these weights, so that learning can go on from the bundle.
     with_users: also what is known of each user, so that a server can start with their histories.
     replace: a bundle that is at `path` makes way (moved aside, the new one renamed in, then deleted; whoever has the
         old one mapped goes on reading it). Without it, and for anything that is no bundle, an existing path is refused.
@@ -68,6 +70,27 @@ def write_bundle(
     Raises BundleError: path taken, numbers not finite, disk full. Nothing is left at `path` then; a kill leaves at most
     a hidden folder `.NAME.tmp-*` beside it, which may be deleted.
     """
+
+    def parts(folder: Path) -> None:
+        _write_parts(folder, config, model, prepared, calibration, retrieval, optimizer, with_users)
+
+    return assemble(
+        path, parts, config=config, metrics=metrics, parent=parent, replace=replace, prove=prove, plugins=plugins
+    )
+
+
+def assemble(
+    path: Path,
+    write_parts: Callable[[Path], None],
+    *,
+    config: Config,
+    metrics: Mapping[str, Any],
+    parent: str | None = None,
+    replace: bool = False,
+    prove: Callable[[Bundle], None] | None = None,
+    plugins: Plugins | None = None,
+) -> Bundle:
+    """`write_bundle` with the files of `write_parts`, called with an empty folder; the manifest is made here."""
     path = Path(path).absolute()
     check_free(path, replace=replace)
     plugins = installed() if plugins is None else plugins
@@ -75,7 +98,7 @@ def write_bundle(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        _write_parts(temporary, config, model, prepared, calibration, retrieval, with_users)
+        write_parts(temporary)
         _write_manifest(temporary, config, metrics, parent, plugins)
         _sync_tree(temporary)
         verified = Bundle.open(temporary)
@@ -106,6 +129,7 @@ def _write_parts(
     prepared: Prepared,
     calibration: Mapping[str, Calibration],
     retrieval: RetrievalResult | None,
+    optimizer: Mapping[str, Tensor] | None,
     with_users: bool,
 ) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -119,6 +143,8 @@ def _write_parts(
     prepared.catalogue.save(folder / "catalogue")
     if with_users:
         _write_users(folder / "users.arrow", prepared.users())
+    if optimizer is not None:
+        save_tensors(folder / OPTIMIZER, optimizer)
     if retrieval is not None:
         save_tensors(folder / "retrieval.safetensors", retrieval.model.state_dict())
         save_tensors(folder / "vectors.safetensors", {"vectors": torch.as_tensor(retrieval.item_vectors)})

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.components import EmbeddingMethod, Loss
+from engine.components import EmbeddingMethod
 from engine.config import Config
-from engine.errors import CheckpointError, ConfigError, DataError, PlexrankError
+from engine.errors import CheckpointError, ConfigError, DataError
 from engine.memory import keep_freed_memory
-from engine.model import RankingModel, build_model
+from engine.model import RankingModel
 from engine.plugins import Plugins
-from engine.tables import unallocated_tables
 from engine.training import checkpoint
-from engine.training.distributed import World, average_gradients, join, shard
+from engine.training.distributed import World, join
 from engine.training.evaluation import Predictions, better, figures, named, predict
-from engine.training.optim import Optimizers
-from engine.training.regularisation import MiniBatchAwareL2
+from engine.training.step import TrainStep
 
 if TYPE_CHECKING:
     from engine.data.prepared import Prepared
@@ -44,10 +42,6 @@ FREE_TO_CHANGE_IN_TRAINING = {
 """What a resumed run may have otherwise than the run that it continues."""
 
 
-class TrainingError(PlexrankError):
-    """Training cannot go on: the loss is not a finite number."""
-
-
 @dataclass
 class TrainResult:
     """What a run leaves. Processes other than 0 hold a model on the meta device and no predictions.
@@ -55,13 +49,14 @@ class TrainResult:
     model: frozen, with the best epoch's weights. metrics: of the test part (of validation where there is no test part)
     before calibration, with rows_per_second (training time only), seconds, peak_rss_mb, parameters, embedding_bytes
     (weights), embedding_inference_bytes (weights and vocabularies), epochs, best_epoch, history (one mapping an epoch)
-    and tasks (task -> figures).
+    and tasks (task -> figures). optimizer: its state with those weights, where it is kept.
     """
 
     model: RankingModel
     metrics: dict[str, Any]
     validation: Predictions | None = None
     test: Predictions | None = None
+    optimizer: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -127,17 +122,8 @@ class Loop:
         self.steps = prepared.steps("train", self.training.batch_size)
         if self.steps == 0:
             raise DataError("the training split is empty; see data.split")
-        with unallocated_tables():
-            self.model = build_model(config, prepared.statistics, plugins)
-        self.sharded = shard(self.model, self.training.sharding, self.training.optimizer, world)
-        self.optimizers = Optimizers(self.sharded, self.training.optimizer, self.steps * self.training.epochs)
-        loss = plugins.get("losses", self.training.loss.name)
-        self.loss: Loss = loss(loss.Options(**self.training.loss.options)).to(world.device)
-        self.l2 = None
-        if self.training.mini_batch_aware_l2 > 0:
-            method = self.model.embedding
-            assert isinstance(method, EmbeddingMethod)
-            self.l2 = MiniBatchAwareL2(method.features, prepared.statistics, self.training.mini_batch_aware_l2, world)
+        self.core = TrainStep(config, prepared.statistics, plugins, world, self.steps * self.training.epochs)
+        self.model, self.sharded = self.core.model, self.core.sharded
         self._shown = 0.0
 
     def _metric(self) -> str | None:
@@ -191,49 +177,7 @@ class Loop:
 
     def step(self, batch: Batch) -> tuple[float, int]:
         """One optimizer step. -> the mean loss of the batch over all processes, and its rows."""
-        if self.world.device.type != "cpu":
-            batch = batch.to(self.world.device, non_blocking=True)
-        self.optimizers.begin(self.state.step)
-        reseed(self._step_seed(), self.world.device)
-        rows, share = self._share(batch)
-        embedded = self.model.embed(batch)
-        logits = self.model.score(batch, embedded)
-        loss = self._mean_loss(logits, batch) * share
-        whole = loss if self.l2 is None else loss + self.world.size * self.l2.penalty(batch.ids, embedded)
-        whole.backward()
-        mean = float(average_gradients(self.optimizers.parameters, loss.detach(), self.world))
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss is {mean} at step {self.state.step + 1} (epoch {self.state.epoch + 1}): lower "
-                "training.optimizer.embedding_lr and dense_lr, set clip_norm, or look for huge values in the numeric "
-                "features with `plexrank validate --data`"
-            )
-        self.optimizers.step()
-        if self.plugins.listens("on_train_step"):
-            self.plugins.notify("on_train_step", step=self.state.step + 1, metrics={"loss": mean})
-        return mean, rows
-
-    def _step_seed(self) -> int:
-        """Dropout's random numbers follow from the step, so a resumed run draws the same, at any step."""
-        return (self.config.seed * 0x9E3779B97F4A7C15 + self.state.step * 0x10001 + self.world.rank) % (1 << 63)
-
-    def _share(self, batch: Batch) -> tuple[int, float]:
-        """(rows of the batch over all processes, what this process's mean loss counts for in the mean of means).
-
-        Processes may have unequal numbers of rows, or weights; the mean over all rows is wanted.
-        """
-        if self.world.size == 1:
-            return batch.targets, 1.0
-        mine = float(batch.targets if batch.weight is None else batch.weight.sum())
-        sums = torch.tensor([float(batch.targets), mine], dtype=torch.float64, device=self.world.device)
-        torch.distributed.all_reduce(sums)
-        rows, weight = sums.tolist()
-        return int(rows), self.world.size * mine / weight if weight > 0 else 0.0
-
-    def _mean_loss(self, logits: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The sum of the tasks' mean losses over this process's rows."""
-        losses = [self.loss(logits[task], batch.labels[task], batch.weight) for task in self.model.schema.tasks]
-        return torch.stack(losses).sum()
+        return self.core(batch, self.state.step, where=f" (epoch {self.state.epoch + 1})")
 
     def _show(self, loss: float) -> None:
         now = time.perf_counter()
@@ -274,28 +218,19 @@ class Loop:
         if value is not None and (state.best_value is None or better(self.metric or "", value, state.best_value)):
             state.best, state.best_value, state.best_epoch = checkpoint.best_name(state.step), value, state.epoch
             state.waited = 0
-            checkpoint.write(self.root / state.best, self._weights(), {"step": state.step}, self.world)
+            kept = self.core.tensors() if self.training.keep_optimizer else self.core.weights()
+            checkpoint.write(self.root / state.best, kept, {"step": state.step}, self.world)
         else:
             state.waited += 1
         patience = self.metric is not None and state.waited >= self.training.early_stopping.patience
         state.finished = patience or state.epoch >= self.training.epochs
 
     # ---------------------------------------------------------------------------------------- saving, resuming
-    def _weights(self) -> dict[str, Any]:
-        return {f"model/{name}": value for name, value in self.model.state_dict().items()}
-
-    def _tensors(self) -> dict[str, Any]:
-        return {
-            **self._weights(),
-            **{f"tables/{name}": value for name, value in self.optimizers.table_state()},
-            **{f"dense/{name}": value for name, value in self.optimizers.dense_state().items()},
-        }
-
     def save(self) -> Path:
         """Writes a checkpoint and removes those that are no longer kept."""
         folder = self.root / checkpoint.step_name(self.state.step)
         state = {**vars(self.state), "config": _fixed(self.config)}
-        checkpoint.write(folder, self._tensors(), state, self.world)
+        checkpoint.write(folder, self.core.tensors(), state, self.world)
         checkpoint.prune(self.root, self.training.checkpoint.keep, self.state.best, self.world)
         if self.world.rank == 0 and self.plugins.listens("on_checkpoint"):
             self.plugins.notify("on_checkpoint", path=folder, step=self.state.step)
@@ -310,7 +245,7 @@ class Loop:
         kept = dict(found.state)
         _same(kept.pop("config"), _fixed(self.config), found.path)
         self.state = State(**kept)
-        found.read_into(self._tensors())
+        found.read_into(self.core.tensors())
         patience = self.metric is not None and self.state.waited >= self.training.early_stopping.patience
         self.state.finished = patience or self.state.epoch >= self.training.epochs
         log.info("resumed at epoch %d, step %d from %s", self.state.epoch + 1, self.state.step, found.path)
@@ -320,11 +255,15 @@ class Loop:
     # --------------------------------------------------------------------------------------------------- result
     def result(self) -> TrainResult:
         """Restores the best epoch, freezes the model and scores validation and test with it."""
+        keep = self.training.keep_optimizer
         if self.state.best is not None:
-            checkpoint.open_checkpoint(self.root / self.state.best).read_into(self._weights())
+            best = self.core.tensors() if keep else self.core.weights()
+            checkpoint.open_checkpoint(self.root / self.state.best).read_into(best)
+            del best
         model = self.model.freeze()
+        optimizer = self.core.optimizer_state() if keep else None
         sizes = self._sizes()
-        del self.sharded, self.optimizers
+        del self.sharded, self.core
         gc.collect()
         scored: dict[str, Predictions] = {}
         if self.world.rank == 0:
@@ -344,7 +283,7 @@ class Loop:
             "history": state.history,
             "tasks": measured,
         }
-        return TrainResult(model, metrics, scored.get("validation"), scored.get("test"))
+        return TrainResult(model, metrics, scored.get("validation"), scored.get("test"), optimizer)
 
     def _figures(self, scored: dict[str, Predictions], task: str) -> dict[str, float | None]:
         part = scored.get("test", scored.get("validation"))
@@ -360,13 +299,6 @@ class Loop:
             "embedding_bytes": 4 * embedding,
             "embedding_inference_bytes": method.memory_bytes().inference,
         }
-
-
-def reseed(seed: int, device: torch.device) -> None:
-    """`torch.manual_seed` for the devices in use only: that asks every kind of device, at a cost each step."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def peak_rss_mb() -> float:

@@ -264,7 +264,7 @@ def test_a_batch_without_rows_gives_no_vectors() -> None:
 def test_a_width_that_the_kernels_do_not_take_is_padded_with_zeros_that_nothing_reads(dim: int) -> None:
     narrow = [f.model_copy(update={"dim": dim}) for f in FEATURES]
     method = make(FullEmbedding, narrow, init=0.5)
-    for weight in (t for _, t, _ in method._local_weights()):
+    for weight in (t for _, t, _ in method.local_weights()):
         assert weight.shape[1] == 4 * -(-dim // 4)
         assert (weight[:, dim:] == 0).all()
     batch = ids()

@@ -15,8 +15,9 @@ from engine.config import OptimizerConfig
 from engine.errors import ConfigError, SchemaError
 from engine.hookspecs import hookimpl
 from engine.plugins import Plugins, installed
-from engine.training.loop import TrainingError, train
+from engine.training.loop import train
 from engine.training.optim import schedule
+from engine.training.step import TrainingError
 from tests.training.small import SmallPrepared, small_config
 
 
