@@ -6,6 +6,7 @@ model.safetensors        the frozen ranking model
 calibration.safetensors  task -> the map from logits to probabilities
 features.safetensors     how numbers become features
 statistics.safetensors   ids and counts a space; positives and newest event an item
+drift.safetensors        how the training rows' values fall into buckets, to tell when the stream's differ (optional)
 catalogue/               items, their attributes and encoded features
 users.arrow              what is known of each user, newest history first (optional)
 retrieval.safetensors    the frozen encoder (where the configuration has one)

@@ -26,6 +26,7 @@ from engine.data.statistics import IdStatistics
 from engine.errors import BundleError, SchemaError
 from engine.plugins import Plugins
 from engine.schema import Schema
+from engine.streaming.drift import Reference
 from engine.training.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from engine.retrieval import EncoderModel
 
 OPTIMIZER = "optimizer.safetensors"
+DRIFT = "drift.safetensors"
 
 
 class Bundle:
@@ -124,6 +126,16 @@ class Bundle:
         return {task: Calibration.from_tensors(tensors, f"{task}.") for task in self.schema.tasks}
 
     @cached_property
+    def drift(self) -> Reference | None:
+        """How training values fall into buckets; None in a bundle that keeps no such figures: drift is not judged."""
+        if DRIFT not in self.manifest.files:
+            return None
+        try:
+            return Reference.from_tensors(self._tensors(DRIFT), self.schema)
+        except BundleError as error:
+            raise BundleError(f"{self.path}: {error}; train again") from None
+
+    @cached_property
     def item_vectors(self) -> np.ndarray | None:
         """float32 [items, D] by catalogue row, mapped; None without an encoder."""
         if "vectors.safetensors" not in self.manifest.files:
@@ -193,6 +205,7 @@ class Bundle:
             if len(counts) != len(self.catalogue):
                 raise BundleError(f"{self.path}: statistics.safetensors: not one count an item of the catalogue")
         _ = self.encoder, self.calibration, self.item_vectors, next(self.users(), None), self.optimizer()
+        _ = self.drift
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         if name not in self.manifest.files:

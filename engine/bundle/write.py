@@ -17,13 +17,14 @@ import yaml
 from torch import Tensor
 
 from engine.bundle.manifest import FileEntry, PluginEntry, content_version, library_versions, sealed
-from engine.bundle.open import OPTIMIZER, Bundle
+from engine.bundle.open import DRIFT, OPTIMIZER, Bundle
 from engine.bundle.tensors import save_tensors
 from engine.components import UserState
 from engine.config import Config, components
 from engine.errors import BundleError
 from engine.files import sha256, sync
 from engine.plugins import Plugins, installed
+from engine.streaming.drift import reference
 from engine.training.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _write_parts(
     save_tensors(folder / "calibration.safetensors", fitted)
     save_tensors(folder / "features.safetensors", prepared.numeric.to_tensors())
     save_tensors(folder / "statistics.safetensors", _statistics(prepared))
+    save_tensors(folder / DRIFT, reference(prepared).to_tensors())
     (folder / "catalogue").mkdir()
     prepared.catalogue.save(folder / "catalogue")
     if with_users:

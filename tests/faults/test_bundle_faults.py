@@ -92,6 +92,7 @@ FILES = [
     "calibration.safetensors",
     "features.safetensors",
     "statistics.safetensors",
+    "drift.safetensors",
     "catalogue/items.arrow",
     "catalogue/encoded.safetensors",
     "users.arrow",
@@ -248,6 +249,20 @@ def test_a_catalogue_and_counts_of_unequal_length_are_refused(bundle):
     reseal(bundle)
     result = verify(bundle)
     assert "not one count an item" in result.problems[0]
+
+
+def test_a_drift_reference_of_other_buckets_is_refused(bundle):
+    tensors = load_file(bundle / "drift.safetensors")
+    save_file(tensors | {"genres:counts": torch.zeros(3, dtype=torch.int64)}, bundle / "drift.safetensors")
+    reseal(bundle)
+    assert "drift.safetensors: 'genres:counts' has not one count a bucket" in verify(bundle).problems[0]
+
+
+def test_a_bundle_without_a_drift_reference_is_whole(bundle):
+    (bundle / "drift.safetensors").unlink()
+    reseal(bundle)
+    assert verify(bundle).ok
+    assert Bundle.open(bundle).drift is None
 
 
 def test_a_plugin_that_is_not_installed_is_named(bundle, plugins):

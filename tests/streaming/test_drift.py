@@ -142,6 +142,19 @@ def test_a_reference_comes_back_from_its_file_and_a_state_exactly(
     np.testing.assert_array_equal(one.state()["blocks"], other.state()["blocks"])
 
 
+def test_a_bundle_keeps_the_reference_of_its_training_rows(
+    film_data: Any, trained: Reference, tiny_bundle: Any
+) -> None:
+    from engine.bundle import Bundle, show
+
+    kept = Bundle.open(tiny_bundle).drift
+    assert kept is not None
+    assert kept.rows == trained.rows
+    for name, its in trained.counts.items():
+        np.testing.assert_array_equal(kept.counts[name], its)
+    assert "drift.safetensors" in show(tiny_bundle)["files"]
+
+
 def test_a_reference_that_does_not_fit_is_refused_by_name(film_data: Any, trained: Reference) -> None:
     tensors = trained.to_tensors()
     with pytest.raises(BundleError, match="'year:edges'"):
