@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -103,46 +104,43 @@ def standing(delta: Delta, version: str) -> Literal["next", "known", "gap"]:
     return "next" if delta.after <= sequence else "gap"
 
 
-def merge(first: Delta, second: Delta) -> Delta:
-    """One delta in place of two that follow each other: of a row in both, the second's values.
+def merge(first: Delta, *more: Delta) -> Delta:
+    """One delta in place of some that follow each other: of a row in several, the last one's values.
 
-    DeltaGap where the second does not follow the first.
+    DeltaGap where one does not follow the one before it.
     """
-    if first.model != second.model or standing(second, first.version) != "next":
-        raise DeltaGap(f"{second.model} {second.version} does not follow {first.model} {first.version}")
-    names = sorted(first.tables.keys() | second.tables.keys())
+    deltas = [first, *more]
+    for one, two in pairwise(deltas):
+        if one.model != two.model or standing(two, one.version) != "next":
+            raise DeltaGap(f"{two.model} {two.version} does not follow {one.model} {one.version}")
+    names = sorted({name for d in deltas for name in d.tables})
+    times = [d.newest for d in deltas if not math.isnan(d.newest)]
     return replace(
-        second,
-        newest=_later(first.newest, second.newest),
-        tables={name: _merged_rows(first.tables.get(name), second.tables.get(name)) for name in names},
-        dense={**first.dense, **second.dense},
-        vectors=_merged_vectors(first.vectors, second.vectors),
-        positions={**first.positions, **second.positions},
+        deltas[-1],
+        newest=max(times, default=math.nan),
+        tables={name: _merged_rows([d.tables[name] for d in deltas if name in d.tables]) for name in names},
+        dense={name: tensor for d in deltas for name, tensor in d.dense.items()},
+        vectors=_merged_vectors([d.vectors for d in deltas if d.vectors is not None]),
+        positions={p: offset for d in deltas for p, offset in d.positions.items()},
         follows=first.after,
     )
 
 
-def _merged_rows(first: TableRows | None, second: TableRows | None) -> TableRows:
-    if first is None or second is None:
-        one = first if second is None else second
-        assert one is not None
-        return one
-    rows, places = _latest(np.concatenate([first.rows, second.rows]))
-    return TableRows(rows, np.concatenate([first.values, second.values])[places])
+def _merged_rows(parts: list[TableRows]) -> TableRows:
+    if len(parts) == 1:
+        return parts[0]
+    rows, places = _latest(np.concatenate([p.rows for p in parts]))
+    return TableRows(rows, np.concatenate([p.values for p in parts])[places])
 
 
-def _merged_vectors(first: ItemVectors | None, second: ItemVectors | None) -> ItemVectors | None:
-    if first is None or second is None:
-        return first if second is None else second
-    ids, places = _latest(np.array([*first.ids, *second.ids], dtype=object))
-    return ItemVectors(ids.tolist(), np.concatenate([first.values, second.values])[places])
+def _merged_vectors(parts: list[ItemVectors]) -> ItemVectors | None:
+    if len(parts) <= 1:
+        return parts[0] if parts else None
+    ids, places = _latest(np.array([item for p in parts for item in p.ids], dtype=object))
+    return ItemVectors(ids.tolist(), np.concatenate([p.values for p in parts])[places])
 
 
 def _latest(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The distinct keys in order, and the last place of each."""
     distinct, places = np.unique(keys[::-1], return_index=True)
     return distinct, len(keys) - 1 - places
-
-
-def _later(a: float, b: float) -> float:
-    return b if math.isnan(a) else a if math.isnan(b) else max(a, b)

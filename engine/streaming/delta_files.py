@@ -1,0 +1,137 @@
+"""The deltas of a chain as files, for replicas that start late or miss a record of the log.
+
+A file holds the parts that the log got, each behind its length (uint32, little endian). When there are many, the older
+half becomes one file, which holds each row once: the folder is bounded by the model, not by time.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.errors import BundleError
+from engine.streaming.assembler import Assembler
+from engine.streaming.delta import Delta, merge
+from engine.streaming.delta_codec import MOST_PAYLOAD, Dtype, encode
+from engine.streaming.pointer import write_whole
+
+MOST_FILES = 128
+
+_NAME = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})\+(\d{1,18})\.(\d{1,18})\.delta")
+
+
+@dataclass(frozen=True)
+class DeltaFile:
+    """One file; sequence: of the (last) delta in it."""
+
+    path: Path
+    base: str
+    epoch: int
+    sequence: int
+
+    def read(self) -> tuple[Delta, int] | None:
+        """The delta and its bytes; None where it was removed meanwhile. BundleError for a damaged one."""
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BundleError(f"{self.path}: {error.strerror or error}") from None
+        assembler = Assembler()
+        delta = None
+        for part in _split(raw, self.path):
+            delta = assembler.add(part) or delta
+        if delta is None:
+            raise BundleError(f"{self.path}: a part is missing")
+        if (delta.base, delta.epoch, delta.sequence) != (self.base, self.epoch, self.sequence):
+            raise BundleError(f"{self.path}: holds {delta.version}")
+        return delta, len(raw)
+
+
+class DeltaFiles:
+    """A folder of them; one process writes, others read."""
+
+    def __init__(self, folder: Path, most_files: int = MOST_FILES) -> None:
+        self.folder, self.most_files = Path(folder), most_files
+
+    def write(self, delta: Delta, parts: Sequence[bytes], dtype: Dtype) -> None:
+        """Adds one, whole or not at all (OSError); dtype: of the file that older ones are merged to."""
+        self._put(delta, parts)
+        chain = self.of(delta.base, delta.epoch)
+        if len(chain) > self.most_files:
+            self._merge(chain[: len(chain) // 2], dtype)
+
+    def of(self, base: str, epoch: int) -> list[DeltaFile]:
+        """The files of one chain in order."""
+        return sorted((f for f in self._all() if (f.base, f.epoch) == (base, epoch)), key=lambda f: f.sequence)
+
+    def after(self, base: str, epoch: int, sequence: int) -> Iterator[tuple[Delta, int]]:
+        """The deltas behind a sequence with their bytes, in order, as far as they follow each other."""
+        at = sequence
+        for file in self.of(base, epoch):
+            if file.sequence <= at:
+                continue
+            found = file.read()
+            if found is None or found[0].after > at:
+                return
+            yield found
+            at = file.sequence
+
+    def newest(self, base: str, epoch: int) -> int:
+        """The greatest sequence of a chain; 0 where there is none."""
+        return max((f.sequence for f in self.of(base, epoch)), default=0)
+
+    def newest_epoch(self, base: str) -> int:
+        """The greatest epoch of a bundle's chains; 0 where there is none."""
+        return max((f.epoch for f in self._all() if f.base == base), default=0)
+
+    def prune(self, base: str, epoch: int) -> int:
+        """Removes the files of all other chains -> how many."""
+        gone = [f for f in self._all() if (f.base, f.epoch) != (base, epoch)]
+        for file in gone:
+            file.path.unlink(missing_ok=True)
+        return len(gone)
+
+    def _put(self, delta: Delta, parts: Sequence[bytes]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        framed = b"".join(piece for part in parts for piece in (struct.pack("<I", len(part)), part))
+        write_whole(self.folder / f"{delta.base}+{delta.epoch}.{delta.sequence}.delta", framed)
+
+    def _merge(self, chain: Sequence[DeltaFile], dtype: Dtype) -> None:
+        """One file in place of several; they are removed when it is there. One that is damaged ends the merging."""
+        found: list[Delta] = []
+        for file in chain:
+            try:
+                read = file.read()
+            except BundleError:
+                read = None
+            if read is None or (found and read[0].after > found[-1].sequence):
+                break
+            found.append(read[0])
+        if len(found) < 2:
+            return
+        merged = merge(*found)
+        self._put(merged, encode(merged, dtype, MOST_PAYLOAD))
+        for file in chain[: len(found) - 1]:
+            file.path.unlink(missing_ok=True)
+
+    def _all(self) -> list[DeltaFile]:
+        if not self.folder.is_dir():
+            return []
+        matches = [(p, _NAME.fullmatch(p.name)) for p in self.folder.iterdir()]
+        return [DeltaFile(p, m[1], int(m[2]), int(m[3])) for p, m in matches if m is not None]
+
+
+def _split(raw: bytes, path: Path) -> Iterator[bytes]:
+    at = 0
+    while at < len(raw):
+        if at + 4 > len(raw):
+            raise BundleError(f"{path}: truncated")
+        (length,) = struct.unpack_from("<I", raw, at)
+        if at + 4 + length > len(raw):
+            raise BundleError(f"{path}: truncated")
+        yield raw[at + 4 : at + 4 + length]
+        at += 4 + length
