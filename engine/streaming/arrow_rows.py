@@ -83,26 +83,29 @@ class _Verdict:
         self.fails(faulty, Reason.ID, _id_said(name, self.limits))
 
     def id_lists(self, name: str) -> None:
-        column = self._column(name)
-        rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
-        empty, faulty = bad_ids(pc.list_flatten(column), self.limits)
+        rows, flat = self._flat(name)
+        empty, faulty = bad_ids(flat, self.limits)
         self.fails(self._any(rows, empty), Reason.SCHEMA, f"column '{name}' holds a null or an empty id")
         self.fails(self._any(rows, faulty), Reason.ID, _id_said(name, self.limits))
 
     def finite(self, name: str) -> None:
         if name not in self.table.column_names:
             return
-        column = self._column(name)
-        if pa.types.is_list(column.type):
-            flat = pc.list_flatten(column)
-            rows = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+        if pa.types.is_list(self.table.column(name).type):
+            rows, flat = self._flat(name)
             bad = self._any(rows, _not_finite(flat))
         else:
-            bad = _not_finite(column)
+            bad = _not_finite(self._column(name))
         self.fails(bad, Reason.NAN, f"column '{name}' holds a number that is not finite")
 
     def bad(self) -> list[BadRow]:
         return [BadRow(int(row), *self.faults[self.fault[row] - 1]) for row in np.flatnonzero(self.fault)]
+
+    def _flat(self, name: str) -> tuple[np.ndarray, pa.Array]:
+        """(row of each value, the values) of a column of lists; a null has none, whatever its offsets say."""
+        column = self._column(name)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        return np.repeat(np.arange(len(lengths)), lengths), pc.list_flatten(column)
 
     def _any(self, rows: np.ndarray, flags: np.ndarray) -> np.ndarray:
         found = np.zeros(self.table.num_rows, bool)
@@ -159,9 +162,10 @@ def ranking_rows(table: pa.Table, limits: EventLimits, latest: float, future_sec
         verdict.id_lists("history")
     verdict.finite("score")
     verdict.finite("propensity")
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    shown = [name for name in ("score", "position", "propensity") if name in columns]
-    plain = [name for name in OPTIONAL["ranking"] if name in columns and name not in shown]
+    wanted = ("request_id", "user", "items", *OPTIONAL["ranking"])
+    columns = {name: table.column(name).to_pylist() for name in wanted if name in table.column_names}
+    shown: list[str] = [name for name in ("score", "position", "propensity") if name in columns]
+    plain: list[str] = [name for name in OPTIONAL["ranking"] if name in columns and name not in shown]
     data: list[RankingData] = []
     kept, bad = np.flatnonzero(verdict.fault == 0).tolist(), verdict.bad()
     good = []

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from engine.components import LogRecord
 from engine.events import (
@@ -165,20 +166,13 @@ class _Reading:
     def _batch(self, place: int, record: LogRecord) -> None:
         """A batch that cannot be read at all counts as one event."""
         try:
-            kind, table = decode_batch(record.value)
+            rows, table = self._rows(record)
         except EventRefused:
             self.n += 1
             raise
-        latest = self._latest(record)
-        rows: InteractionRows | RankingRows
-        if kind == "ranking":
-            rows = ranking_rows(table, self.limits, latest, self.future_seconds)
+        if isinstance(rows, RankingRows):
             self.rankings.append((place, rows))
         else:
-            rows = interaction_rows(table, self.limits, latest, self.future_seconds)
-            if len(self.types.keys() | set(rows.types)) > MOST_TYPES:
-                self.n += 1
-                raise EventRefused(Reason.ARROW, f"more than {MOST_TYPES:,} types of interactions at once")
             self.interactions.append((place, rows))
             for name in rows.types:
                 self.types.setdefault(name, len(self.types))
@@ -186,6 +180,17 @@ class _Reading:
         for bad in rows.bad:
             dead = Dead.of(record, bad.reason, bad.detail, bad.row, row_of(table, bad.row))
             self.dead.append((place, dead))
+
+    def _rows(self, record: LogRecord) -> tuple[InteractionRows | RankingRows, pa.Table]:
+        kind, table = decode_batch(record.value)
+        check = ranking_rows if kind == "ranking" else interaction_rows
+        try:
+            rows: InteractionRows | RankingRows = check(table, self.limits, self._latest(record), self.future_seconds)
+        except Exception as error:  # bytes that Arrow took for whole: one record must not stop the stream
+            raise EventRefused(Reason.ARROW, f"rows that cannot be read: {error}") from None
+        if isinstance(rows, InteractionRows) and len(self.types.keys() | set(rows.types)) > MOST_TYPES:
+            raise EventRefused(Reason.ARROW, f"more than {MOST_TYPES:,} types of interactions at once")
+        return rows, table
 
     # ------------------------------------------------------------------------------------------ checking
     def _drop_untimely(self, kind: str) -> None:

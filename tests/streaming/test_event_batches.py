@@ -239,6 +239,22 @@ def test_a_small_record_that_would_fill_the_memory_is_refused() -> None:
     assert "300,000 rows" in decoded(stream(many, "zstd")).dead[0].detail
 
 
+def test_values_under_a_null_list_are_not_read() -> None:
+    offsets, values = pa.array([0, 2, 3], pa.int32()), pa.array([1.0, float("nan"), 3.0])
+    scores = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
+    got = decoded(stream(table_of("ranking", RANKINGS).append_column("score", scores)))
+    assert got.dead == []
+    assert [[item.score for item in d.items] for d in got.rankings.data] == [[None, None], [3.0]]
+
+
+def test_a_time_beyond_the_calendar_is_only_in_the_future() -> None:
+    table = table_of("ranking", RANKINGS)
+    times = pa.array([2**62, 0], pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+    got = decoded(stream(table.set_column(table.column_names.index("time"), "time", times)))
+    assert reasons(got) == ["future"]
+    assert got.rankings.seconds.tolist() == [0.0]
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_batch_never_raises(data: st.DataObject) -> None:
