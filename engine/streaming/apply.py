@@ -65,9 +65,9 @@ class Chain:
             raise DeltaGap(f"delta {delta.version} is of a chain that was left: {self.version} scores")
         if delta.epoch == self.epoch and delta.sequence <= self.sequence:
             return Step.KNOWN
-        if delta.parent == self.version:
-            return Step.NEXT
-        if delta.epoch > self.epoch and delta.sequence == 1:
+        if delta.after <= self.sequence and (delta.epoch == self.epoch or self.sequence == 0):
+            return Step.NEXT  # of a merged one a part may be in already: rows carry what they are now
+        if delta.epoch > self.epoch and delta.after == 0:
             return Step.ANEW
         raise DeltaGap(
             f"delta {delta.version} follows {delta.parent}; {self.version} scores: load the bundle and go on"
@@ -77,13 +77,13 @@ class Chain:
         return Chain(self.model, self.base, delta.epoch, delta.sequence)
 
 
-def tables(model: RankingModel) -> Mapping[str, Tensor]:
+def tables(model: nn.Module) -> Mapping[str, Tensor]:
     """table -> its weights float32 [rows, dim]; nothing for an embedding method without tables."""
     weights = getattr(model.embedding, "weights", None)
     return dict(weights.items()) if isinstance(weights, nn.ParameterDict) else {}
 
 
-def check_fit(model: RankingModel, delta: Delta) -> None:
+def check_fit(model: nn.Module, delta: Delta) -> None:
     """BundleError for the first table, row, value or dense tensor that is not of this model or not finite."""
     weights = tables(model)
     for name, part in delta.tables.items():
@@ -120,7 +120,7 @@ def _check_rows(where: str, weight: Tensor | None, part: TableRows) -> None:
         raise BundleError(f"{where}: row {rows[~np.isfinite(values).all(axis=1)][0]} is not finite")
 
 
-def write_rows(model: RankingModel, parts: Mapping[str, TableRows]) -> None:
+def write_rows(model: nn.Module, parts: Mapping[str, TableRows]) -> None:
     """Checked rows into the tables, in place. The tables must be this process's own: those of a bundle are copied when
     they are read, or mapped so that a page that is written to is copied."""
     weights = tables(model)

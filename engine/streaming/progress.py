@@ -17,13 +17,11 @@ import torch
 from engine import metrics
 from engine.batch import Batch
 from engine.errors import CheckpointError
+from engine.streaming.emitted import CORRECTION
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.plugins import Plugins
-
-POSITIVE, NEGATIVE, CORRECTION = 0, 1, 2
-"""Kinds of examples, as the joiner numbers them."""
 
 RECENT = (64, 128, 256, 512)
 """Newest examples whose losses are told on their own, so that a model that breaks is seen at once."""
@@ -90,7 +88,7 @@ class ProgressiveValidation:
         labels float32 [n, tasks], NaN where a task says nothing; probability and base float32 [n, tasks], of the model
         that learns and of the frozen bundle (None: there is none to compare with); weight float32 [n], how many
         examples each stands for (1 / r where it is one of the negatives that rate r left); seconds float64 [n] of
-        event time; kind int8 [n], POSITIVE, NEGATIVE or CORRECTION.
+        event time; kind int8 [n], as in `Emitted`.
         """
         judged = np.asarray(kind) != CORRECTION
         count = int(judged.sum())

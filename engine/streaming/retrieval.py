@@ -1,9 +1,4 @@
-"""The encoder that finds candidates goes on learning from the stream's positives, and its items' vectors follow.
-
-In a delta its part has names of its own: tables `retrieval:<table>`, dense tensors `retrieval.<name>`, both as in the
-encoder's frozen form, and the vectors of items. The user's side of a scorer has to take both over together with the
-vectors, since only a user's and an item's vector of one encoder can be compared.
-"""
+"""The encoder that finds candidates goes on learning from the stream's positives, and its items' vectors follow."""
 
 from __future__ import annotations
 
@@ -20,6 +15,7 @@ from engine.config_learning import LearningConfig
 from engine.errors import BundleError, CheckpointError, ConfigError
 from engine.retrieval import EncoderModel, item_batch
 from engine.streaming.delta import ItemVectors, TableRows
+from engine.streaming.encoder_delta import DENSE, TABLE
 from engine.tables import TableEmbedding
 from engine.training.distributed import join
 from engine.training.retrieval_step import RetrievalStep
@@ -28,9 +24,6 @@ if TYPE_CHECKING:
     from engine.bundle import Bundle
     from engine.catalogue import ArrowCatalogue
     from engine.plugins import Plugins
-
-TABLE, DENSE = "retrieval:", "retrieval."
-"""What the encoder's tables and dense tensors are called in a delta, before their own names."""
 
 REFRESH = 100
 """Steps between two looks of the sampler at the counts of items."""
@@ -206,7 +199,7 @@ class OnlineRetrieval:
 
     def take_delta(self, *, dense: bool = True) -> tuple[dict[str, TableRows], dict[str, Tensor]]:
         """The encoder's touched rows and, with `dense`, its dense tensors that changed since they were last taken, by
-        their names in a delta. What was taken counts as touched no more."""
+        their names in a delta (`engine.streaming.encoder_delta`). What was taken counts as touched no more."""
         tables = {}
         for name, touched in self._touched.items():
             rows = np.flatnonzero(touched)

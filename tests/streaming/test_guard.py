@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from engine.config_learning import GuardConfig
+from engine.streaming.emitted import NEGATIVE, POSITIVE
 from engine.streaming.guard import Guard, Verdict
-from engine.streaming.progress import NEGATIVE, POSITIVE, ProgressiveValidation, losses
+from engine.streaming.progress import ProgressiveValidation, losses
 
 DIM, BATCH = 10, 100
 TRUE = np.random.default_rng(0).normal(0, 0.7, DIM)

@@ -19,7 +19,8 @@ from engine.plugins import Plugins
 from engine.streaming import delta_codec
 from engine.streaming.assembler import Assembler
 from engine.streaming.delta import Delta, ItemVectors
-from engine.streaming.retrieval import DENSE, TABLE, OnlineRetrieval
+from engine.streaming.encoder_delta import DENSE, TABLE, apart, with_part
+from engine.streaming.retrieval import OnlineRetrieval
 from engine.train_command import run_training
 
 USERS, ITEMS, KINDS, ROWS = 200, 150, 5, 9000
@@ -192,14 +193,13 @@ def test_a_delta_carries_what_changed_and_makes_the_same_encoder(
         delta = assembler.add(part) or delta
     assert delta is not None
 
-    served = bundle.encoder_model(plugins)
-    state = {name: value.clone() for name, value in served.state_dict().items()}
-    for name, part in delta.tables.items():
-        state[f"embedding.weights.{name.removeprefix(TABLE)}"][torch.from_numpy(part.rows)] = torch.from_numpy(
-            part.values
-        )
-    state |= {name.removeprefix(DENSE): value for name, value in delta.dense.items()}
-    served.load_state_dict(state, assign=True)
+    ranking, part = apart(delta)
+    assert (ranking.tables, ranking.dense, ranking.vectors) == ({}, {}, None)
+    before = bundle.encoder_model(plugins)
+    first = {name: value.clone() for name, value in before.encoder.state_dict().items()}
+    served = with_part(before, part)
+    for name, value in before.encoder.state_dict().items():
+        assert torch.equal(value, first[name])  # who began with the one before ends with its towers
     batch = stream[6][0]
     torch.testing.assert_close(served.users(batch), learner.frozen().users(batch))
     request = bundle.encoder.encode_request(ScoreRequest({"user_id": "u3"}, {}, []), bundle.catalogue)
@@ -209,6 +209,21 @@ def test_a_delta_carries_what_changed_and_makes_the_same_encoder(
     again, unchanged = learner.take_delta()
     assert again == {}
     assert unchanged == {}
+
+
+def test_a_part_that_does_not_fit_is_refused_and_changes_nothing(
+    moving: tuple[Bundle, Any], learner: OnlineRetrieval, plugins: Plugins
+) -> None:
+    bundle, data = moving
+    learner.step(*next(positives(bundle, data)))
+    tables, dense = learner.take_delta()
+    served = bundle.encoder_model(plugins)
+    before = {name: value.clone() for name, value in served.state_dict().items()}
+    _, part = apart(Delta("tastes", bundle.version, 1, 1, 0.0, 0.0, tables, {**dense, f"{DENSE}other": torch.ones(1)}))
+    with pytest.raises(BundleError, match="'other' is not of the dense part"):
+        with_part(served, part)
+    for name, value in served.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_all_vectors_are_refreshed_in_turn_liked_items_first(

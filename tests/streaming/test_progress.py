@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
 from engine.errors import CheckpointError
-from engine.streaming.progress import CORRECTION, NEGATIVE, POSITIVE, ProgressiveValidation
+from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE
+from engine.streaming.progress import ProgressiveValidation
 
 
 def stream(n: int, seed: int = 0, tasks: int = 1, rate: float = 0.3):
