@@ -71,7 +71,8 @@ class ItemSide:
             return None
         with torch.inference_mode():
             vectors, dense = _made(model, encoder, catalogue, np.zeros(1, dtype=np.int64))
-        an_item = sum(v.nbytes for v in vectors.values()) + dense.nbytes + _BYTES_AN_ID
+        shared = [s.name for s in model.sequences if _same(model, s, vectors)]
+        an_item = sum(v.nbytes for name, v in vectors.items() if name not in shared) + dense.nbytes + _BYTES_AN_ID
         return cls(model, encoder, catalogue, most_bytes) if len(catalogue) * an_item <= most_bytes else None
 
     @property

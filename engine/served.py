@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from engine.components import (
 from engine.config import ComponentConfig, ServingConfig
 from engine.errors import BundleError, PlexrankError, PluginError, RequestError
 from engine.plugins import Plugins
+from engine.retrieval import EncoderModel, item_batch
 from engine.schema import FeatureSpec, Schema
+from engine.streaming.delta import ItemVectors
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Served:
     """Made once a bundle; requests that began with it end with it, also while another takes its place.
 
     sources: (name, candidates asked for, source) in the configuration's order. popular: catalogue rows by positives.
+    tower: the retrieval encoder, where there is one. config, plugins: what sources and rerankers are made of again when
+    items change. learned bool [items]: whose vectors a learner gave; None where it gave none.
     """
 
     bundle: Bundle
@@ -40,6 +44,10 @@ class Served:
     sources: tuple[tuple[str, int, CandidateSource], ...]
     rerankers: tuple[tuple[str, Reranker], ...]
     popular: np.ndarray
+    tower: EncoderModel | None = None
+    config: ServingConfig = field(default_factory=ServingConfig)
+    plugins: Plugins | None = None
+    learned: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path, config: ServingConfig | None, plugins: Plugins) -> Served:
@@ -59,20 +67,29 @@ class Served:
     @classmethod
     def of(cls, bundle: Bundle, config: ServingConfig, plugins: Plugins) -> Served:
         """The parts that the configuration names, over an open bundle."""
+        tower = bundle.encoder_model(plugins)
         context = SourceContext(
             catalogue=bundle.catalogue,
             counts=bundle.item_counts,
             latest=bundle.item_latest,
             retriever=_retriever(bundle, plugins),
-            encode_user=_user_encoder(bundle, plugins),
+            encode_user=_user_encoder(bundle, tower, bundle.catalogue),
             vectors=bundle.item_vectors,
         )
-        sources = tuple(
-            (use.name, use.k, component(plugins, "candidate_sources", use, context)) for use in config.sources
-        )
-        rerankers = tuple((use.name, component(plugins, "rerankers", use, context)) for use in config.rerankers)
-        popular = np.argsort(-context.counts, kind="stable").astype(np.int64)
-        return cls(bundle, context, sources, rerankers, popular)
+        return cls(bundle, context, (), (), _by_positives(context), tower, config, plugins)._assembled()
+
+    def _assembled(self) -> Served:
+        """With sources and rerankers made anew over the context; without plugins those that are there stay."""
+        if self.plugins is None:
+            return self
+        sources = [
+            (use.name, use.k, component(self.plugins, "candidate_sources", use, self.context))
+            for use in self.config.sources
+        ]
+        rerankers = [
+            (use.name, component(self.plugins, "rerankers", use, self.context)) for use in self.config.rerankers
+        ]
+        return replace(self, sources=tuple(sources), rerankers=tuple(rerankers))
 
     @property
     def schema(self) -> Schema:
@@ -80,7 +97,75 @@ class Served:
 
     @property
     def catalogue(self) -> ArrowCatalogue:
-        return self.bundle.catalogue
+        """The bundle's, or one that has grown from it."""
+        assert isinstance(self.context.catalogue, ArrowCatalogue)
+        return self.context.catalogue
+
+    # ------------------------------------------------------------------------------------------------ growth
+    def with_items(self, ids: Sequence[str], features: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> Served:
+        """One in which these items read otherwise, or are new (see `ArrowCatalogue.updated`); this one stays as it is.
+
+        seconds: when each was said, the newest event of a new item. The retriever is shared and takes the vectors that
+        the bundle's encoder makes of the items, except where a learner gave one. SchemaError: a value cannot be read.
+        """
+        before, catalogue = self.catalogue, self.catalogue.updated(ids, features, self.bundle.encoder)
+        new = len(catalogue) - len(before)
+        rows = catalogue.rows(ids)
+        latest = np.concatenate([self.context.latest, np.zeros(new, np.int64)])
+        is_new = rows >= len(before)
+        np.maximum.at(latest, rows[is_new], np.asarray(seconds, dtype=np.float64).astype(np.int64)[is_new])
+        context = replace(
+            self.context,
+            catalogue=catalogue,
+            counts=np.concatenate([self.context.counts, np.zeros(new, np.int64)]),
+            latest=latest,
+            encode_user=_user_encoder(self.bundle, self.tower, catalogue),
+        )
+        learned = None if self.learned is None else np.concatenate([self.learned, np.zeros(new, bool)])
+        if self.tower is not None and context.vectors is not None:
+            read = np.unique(rows)
+            read = read if learned is None else read[~learned[read]]
+            vectors = _item_vectors(self.tower, self.bundle, catalogue, read)
+            context.vectors = np.concatenate([context.vectors, np.zeros((new, vectors.shape[1]), np.float32)])
+            context.vectors[read] = vectors
+            if context.retriever is not None and len(read):
+                context.retriever.upsert(read, vectors)
+        popular = np.concatenate([self.popular, np.arange(len(before), len(catalogue))])  # without a positive: last
+        return replace(self, context=context, popular=popular, learned=learned)._assembled()
+
+    def with_vectors(self, vectors: ItemVectors) -> Served:
+        """One whose retriever and rerankers know these vectors; of items that the catalogue does not hold, none.
+
+        After the first of them the vectors are this chain's own and are written in place. BundleError where they do
+        not fit the encoder.
+        """
+        there, retriever = self.context.vectors, self.context.retriever
+        if there is None or retriever is None:
+            raise BundleError(f"{self.bundle.name} has no retrieval encoder, so that item vectors have no place in it")
+        if vectors.values.shape != (len(vectors.ids), there.shape[1]) or not np.isfinite(vectors.values).all():
+            raise BundleError(
+                f"item vectors of shape {vectors.values.shape} for {len(vectors.ids)} items: "
+                f"finite ones of width {there.shape[1]} are wanted"
+            )
+        rows, first = np.unique(self.catalogue.rows(vectors.ids)[::-1], return_index=True)  # of several the last
+        values = np.ascontiguousarray(vectors.values[::-1][first][rows >= 0], dtype=np.float32)
+        rows = rows[rows >= 0]
+        served = self
+        if self.learned is None:
+            context = replace(self.context, vectors=there.copy())
+            served = replace(self, context=context, learned=np.zeros(len(there), bool))._assembled()
+        assert served.context.vectors is not None
+        assert served.learned is not None
+        served.context.vectors[rows] = values
+        served.learned[rows] = True
+        if len(rows):
+            retriever.upsert(rows, values)
+        return served
+
+    def changed_items(self, rows: np.ndarray) -> dict[str, list[Any]]:
+        """What a ranking's items read that the bundle does not hold: feature -> raw values of rows int64 [n] (-1: an
+        unknown item), None where the bundle's own stands; {} where nothing differs."""
+        return self.catalogue.changed_values(rows)
 
     def score_request(
         self,
@@ -166,19 +251,32 @@ def _retriever(bundle: Bundle, plugins: Plugins) -> Retriever | None:
     return retriever
 
 
-def _user_encoder(bundle: Bundle, plugins: Plugins) -> Callable[[UserState, Mapping[str, Any]], np.ndarray] | None:
+def _by_positives(context: SourceContext) -> np.ndarray:
+    return np.argsort(-context.counts, kind="stable").astype(np.int64)
+
+
+def _item_vectors(tower: EncoderModel, bundle: Bundle, catalogue: ArrowCatalogue, rows: np.ndarray) -> np.ndarray:
+    """Catalogue rows int64 [n] -> float32 [n, D], as the bundle's own vectors were made."""
+    with torch.inference_mode():
+        made: np.ndarray = tower.items(item_batch(bundle.encoder, catalogue, rows)).numpy()
+    if not np.isfinite(made).all():
+        raise PlexrankError("the vector of an item is not finite")
+    return made
+
+
+def _user_encoder(
+    bundle: Bundle, tower: EncoderModel | None, catalogue: ArrowCatalogue
+) -> Callable[[UserState, Mapping[str, Any]], np.ndarray] | None:
     """The user tower: (state, request with `features` and `context`) -> float32 [D]."""
-    model = bundle.encoder_model(plugins)
-    if model is None:
+    if tower is None:
         return None
-    model.eval()
-    encoder, catalogue, schema = bundle.encoder, bundle.catalogue, bundle.schema
+    encoder, schema = bundle.encoder, bundle.schema
 
     def encode_user(state: UserState, request: Mapping[str, Any]) -> np.ndarray:
         values = user_values(schema, state, request.get("features") or {})
         query = ScoreRequest(values, history_values(schema, state), [], context=request.get("context") or {})
         with torch.inference_mode():
-            vector = model.users(encoder.encode_request(query, catalogue))[0].numpy()
+            vector = tower.users(encoder.encode_request(query, catalogue))[0].numpy()
         if not np.isfinite(vector).all():
             raise PlexrankError("the user's vector is not finite")
         return vector

@@ -72,13 +72,14 @@ class Scorer(Component, ABC):
         caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.
         """
 
-    def items_changed(self, catalogue: Catalogue, rows: np.ndarray) -> None:
-        """The catalogue that items' features are read from, from now on, until a bundle is loaded.
+    def items_changed(self, version: str, catalogue: Catalogue, rows: np.ndarray | None) -> None:
+        """Items came or changed: what items' features are read from, until a bundle of another version is loaded.
 
-        catalogue: the bundle's, grown: rows keep their numbers, new items stand behind them. rows int64 [m], distinct:
-        those that are new, or whose features are others than in the catalogue before. Called aside of requests, before
-        the pipeline proposes from it. A scorer that reads the bundle's catalogue alone does nothing: new items are
-        unknown to it, and score as such.
+        version: of the bundle that the catalogue grew from; another than the loaded one's: nothing is to be done.
+        catalogue: rows keep their numbers, new items stand behind them. rows int64 [m], distinct: those that are new,
+        or read otherwise than in the catalogue given before; None: all of it is to be read anew, as the first one is.
+        Called aside of requests, before the pipeline proposes the items. A scorer that keeps to the bundle's catalogue
+        does nothing: new items are unknown to it, and score as such.
         """
 
     @abstractmethod

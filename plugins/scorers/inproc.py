@@ -27,7 +27,7 @@ from engine.streaming.delta import Delta
 class _Loaded:
     """What scores: replaced as one, never changed but for rows of tables and items, so that no request is disturbed.
 
-    catalogue: the bundle's, or one that has grown from it. version: that of the chain, made once.
+    catalogue: the bundle's, or one that has `grown` from it. version: that of the chain, made once.
     """
 
     bundle: Bundle
@@ -37,6 +37,7 @@ class _Loaded:
     chain: Chain
     version: str
     probe: ScoreRequest
+    grown: bool = False
 
     def logits(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
         quick = self.items.logits(request) if self.items is not None else None
@@ -124,7 +125,11 @@ class InprocScorer(Scorer):
         with self._changing:
             opened = Bundle.open(bundle)
             opened.check_parts()
-            self._loaded = self._made(opened, opened.catalogue)
+            before = self._loaded
+            if before is not None and before.grown and before.bundle.version == opened.version:
+                self._loaded = self._made(opened, before.catalogue, grown=True)
+            else:
+                self._loaded = self._made(opened, opened.catalogue)
 
     def apply(self, delta: Delta) -> None:
         """Rows in place, in chunks; a dense part is settled and tried aside, then swapped together with the version.
@@ -149,13 +154,19 @@ class InprocScorer(Scorer):
             chain = loaded.chain.after(delta)
             self._loaded = replace(loaded, model=model, items=items, chain=chain, version=chain.version)
 
-    def items_changed(self, catalogue: Catalogue, rows: np.ndarray) -> None:
+    def items_changed(self, version: str, catalogue: Catalogue, rows: np.ndarray | None) -> None:
         """Makes the vectors of new and changed items, then reads the catalogue that holds them."""
-        assert isinstance(catalogue, ArrowCatalogue)
+        if not isinstance(catalogue, ArrowCatalogue):
+            raise TypeError(f"scorer 'inproc' reads an ArrowCatalogue, not {type(catalogue).__name__}")
         with self._changing:
             loaded = self._now()
-            items = None if loaded.items is None else loaded.items.with_items(catalogue, rows)
-            self._loaded = replace(loaded, catalogue=catalogue, items=items)
+            if version != loaded.bundle.version:
+                return
+            if rows is None or not loaded.grown:
+                items = self._item_side(loaded.bundle, loaded.model, catalogue)
+            else:
+                items = None if loaded.items is None else loaded.items.with_items(catalogue, rows)
+            self._loaded = replace(loaded, catalogue=catalogue, items=items, grown=True)
 
     def _begun_anew(self, loaded: _Loaded, delta: Delta) -> _Loaded:
         """The bundle that scores, without the deltas applied to it. DeltaGap where it is no longer in its place."""
@@ -167,21 +178,24 @@ class InprocScorer(Scorer):
             ) from error
         if opened.version != delta.base:
             raise DeltaGap(f"delta {delta.version}: {opened.path} now holds {opened.version}: load bundle {delta.base}")
-        return self._made(opened, loaded.catalogue)
+        return self._made(opened, loaded.catalogue, grown=loaded.grown)
 
-    def _made(self, bundle: Bundle, catalogue: ArrowCatalogue) -> _Loaded:
+    def _made(self, bundle: Bundle, catalogue: ArrowCatalogue, *, grown: bool = False) -> _Loaded:
         """Warm; BundleError where it does not score."""
         model = with_own_dense(bundle.model(installed()))
         chain = Chain(bundle.name, bundle.version)
         try:
             model.settle()
-            items = ItemSide.make(model, bundle.encoder, catalogue, self.options.item_vectors_mb << 20)
+            items = self._item_side(bundle, model, catalogue)
         except Exception as error:
             raise BundleError(f"{bundle.path}: the warm-up call failed: {type(error).__name__}: {error}") from error
-        loaded = _Loaded(bundle, model, catalogue, items, chain, chain.version, self._probe(bundle))
+        loaded = _Loaded(bundle, model, catalogue, items, chain, chain.version, self._probe(bundle), grown)
         for _ in range(2):
             _try(loaded, str(bundle.path))
         return loaded
+
+    def _item_side(self, bundle: Bundle, model: RankingModel, catalogue: ArrowCatalogue) -> ItemSide | None:
+        return ItemSide.make(model, bundle.encoder, catalogue, self.options.item_vectors_mb << 20)
 
     def _probe(self, bundle: Bundle) -> ScoreRequest:
         """A request of real items, for warming up and for `health`."""

@@ -34,7 +34,7 @@ class RetrieverSource(CandidateSource):
         assert self.context.retriever is not None
         query = np.asarray(self.context.encode_user(user, request), dtype=np.float32).reshape(1, -1)
         rows, scores = self.context.retriever.search(query, min(k, len(self.context.catalogue)))
-        found = rows[0] >= 0
+        found = (rows[0] >= 0) & (rows[0] < len(self.context.catalogue))  # the retriever may know newer items
         return Candidates(rows[0][found], scores[0][found])
 
 
