@@ -36,8 +36,14 @@ _ONCE_SECONDS = 10.0
 
 
 def serve(
-    bundle: BundlePath,
+    bundle: Annotated[
+        Path | None, typer.Argument(help="the folder of a trained bundle", exists=True, file_okay=False)
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="a configuration whose section 'serving' is taken")] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="a registry: its current bundle is served in place of BUNDLE, with a learner's deltas"),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="address; one that others reach needs a token")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: any free one")] = None,
     state_dir: StateDir = Path("state"),
@@ -50,7 +56,7 @@ def serve(
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     serving = None if config is None else load_config(config).serving
-    service = Service.open(bundle, serving, state_dir)
+    service = Service.open(bundle, serving, state_dir, models=models)
     settings = service.config
     host, port = host or settings.host, settings.port if port is None else port
     try:

@@ -64,6 +64,22 @@ class LoadIn(Struct, forbid_unknown_fields=True):
     name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}$", description="a folder of the models' folder")]
 
 
+_Reason = Annotated[str, Meta(max_length=1000, description="kept with the version that is current")]
+
+
+class PromoteIn(Struct, forbid_unknown_fields=True):
+    """Serve a version of the registry."""
+
+    reason: _Reason = "promoted"
+
+
+class RollbackIn(Struct, forbid_unknown_fields=True):
+    """Serve the version before, or the one that is named."""
+
+    to: Annotated[str, Meta(pattern="^[0-9a-f]{12}$", description="a version of the registry")] | None = None
+    reason: _Reason = "rolled back"
+
+
 class ModelOut(Struct):
     name: str
     version: str

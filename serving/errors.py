@@ -24,7 +24,7 @@ PROBLEMS = {
     404: ("not-found", "There is no such thing"),
     405: ("method-not-allowed", "The address does not take this method"),
     408: ("too-slow", "The request did not come in time"),
-    409: ("conflict", "Another change is under way"),
+    409: ("conflict", "What is there does not allow it"),
     413: ("too-large", "The body is too large"),
     415: ("unsupported-media-type", "The body is not of a type that is understood"),
     421: ("misdirected", "The Host header does not name this server"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -11,6 +12,8 @@ from prometheus_client.registry import Collector
 from engine.intake import Received
 from engine.pipeline import Answer
 from engine.plugins import Plugins
+from engine.streaming.follower_status import Applied
+from serving.freshness import Freshness
 from serving.service import Service
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -47,6 +50,7 @@ class _Stream(Collector):
         return [
             CounterMetricFamily("plexrank_rankings_logged", "Answers that are in the event log", counts.logged),
             CounterMetricFamily("plexrank_rankings_unlogged", "Answers that are not", counts.unlogged),
+            CounterMetricFamily("plexrank_events_dead", "Events that the log will never take", self.service.dead),
             GaugeMetricFamily("plexrank_events_spooled", "Events that wait for the log", self.service.waiting),
         ]
 
@@ -89,6 +93,22 @@ class Metrics:
             buckets=_LAGS,
             registry=r,
         )
+        self.delta_bytes = Histogram("plexrank_delta_bytes", "A delta on its way", buckets=_SIZES, registry=r)
+        self.delta_rows = Histogram("plexrank_delta_rows", "Rows that a delta changed", buckets=_ROWS, registry=r)
+        self.delta_apply = Histogram("plexrank_delta_apply_seconds", "Applying a delta", buckets=_SECONDS, registry=r)
+        newest = Histogram(
+            "plexrank_newest_event_age_seconds",
+            "With each answer: since the newest event that its model was trained on",
+            buckets=_LAGS,
+            registry=r,
+        )
+        fresh = Histogram(
+            "plexrank_freshness_seconds",
+            "From the newest event of a delta to the first answer that contains it",
+            buckets=_LAGS,
+            registry=r,
+        )
+        self.freshness = Freshness(fresh.observe, newest.observe)
         self.loaded = Gauge("plexrank_model_loaded_timestamp_seconds", "When it was loaded", registry=r)
 
     def answered(self, route: str, method: str, status: int, begin: float) -> None:
@@ -103,6 +123,7 @@ class Metrics:
         for reason in answer.degraded:
             self.degraded.labels(reason.partition(":")[0]).inc()
         self.items.observe(len(answer.items))
+        self.freshness.answered(answer.version)
         if len(answer.scores):
             self.prediction.observe(float(answer.scores[0]))
 
@@ -112,8 +133,18 @@ class Metrics:
         for reason in received.degraded:
             self.degraded.labels(reason.partition(":")[0]).inc()
 
+    def applied(self, applied: Applied) -> None:
+        """A learner's delta was taken."""
+        self.delta_bytes.observe(applied.bytes)
+        self.delta_rows.observe(applied.rows)
+        self.delta_apply.observe(applied.seconds)
+        if not math.isnan(applied.newest):
+            self.lag.labels("delta").observe(max(0.0, time.time() - applied.newest))
+        self.freshness.applied(applied)
+
     def serves(self, model: str, version: str) -> None:
         """Another bundle serves from now on."""
+        self.freshness.swapped()
         self.model.clear()
         self.model.labels(model, version).set(1)
         self.loaded.set_to_current_time()

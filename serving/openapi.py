@@ -11,13 +11,15 @@ from fastapi.openapi.utils import get_openapi
 from engine.events import Envelope, InteractionData, ItemData, RankingData, UserData
 from engine.intake import Receipt
 from serving import views
-from serving.codec import LoadIn, RankIn, RankOut, RecommendIn
+from serving.codec import LoadIn, PromoteIn, RankIn, RankOut, RecommendIn, RollbackIn
 from serving.errors import MEDIA_TYPE, PROBLEMS, Problem
 
 STRUCTS: list[type[Any]] = [
     RankIn,
     RecommendIn,
     LoadIn,
+    PromoteIn,
+    RollbackIn,
     RankOut,
     Receipt,
     Problem,

@@ -19,7 +19,7 @@ from engine.events import RankedItem, RankingData
 from engine.hashing import canonical
 from engine.pipeline import UNFIT_FEATURES, Answer
 from engine.schema import Schema
-from engine.served import user_values
+from engine.served import Served, user_values
 
 log = logging.getLogger("plexrank.events")
 
@@ -44,12 +44,12 @@ class RankingEvent(msgspec.Struct):
     data: RankingData
 
 
-def ranking_event(answer: Answer, schema: Schema, most: int, moment: float) -> tuple[str, bytes]:
+def ranking_event(answer: Answer, served: Served, most: int, moment: float) -> tuple[str, bytes]:
     """An answer -> (key, CloudEvent in JSON): at most `most` items, with the values that the scorer was asked with.
 
     key: the user; of an answer for nobody, its request id, which then also stands for the user.
     """
-    trace, query = answer.trace, answer.trace.query
+    schema, trace, query = served.schema, answer.trace, answer.trace.query
     state = trace.state
     if UNFIT_FEATURES in answer.degraded:
         state = type(state)(state.user, {}, state.history, state.times, state.seen)
@@ -79,11 +79,21 @@ def ranking_event(answer: Answer, schema: Schema, most: int, moment: float) -> t
             user_features=_of_model(schema, user_values(schema, state, query.features)),
             context=_of_model(schema, query.context),
             history=[canonical(item) for item in state.history[: _longest(schema)]],
-            item_features={name: list(values[:most]) for name, values in trace.item_features.items()} or None,
+            item_features=_item_features(served, items, trace.item_features) or None,
             shown=len(answer.items) if len(answer.items) > most else None,
         ),
     )
     return key, _encode(event)
+
+
+def _item_features(served: Served, items: Sequence[str], given: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """What was not the bundle's: values of the request, and where it had none, those that events gave the catalogue."""
+    found = {name: list(values[: len(items)]) for name, values in given.items()}
+    if served.catalogue.changed:
+        for name, values in served.changed_items(served.catalogue.rows(items)).items():
+            own = found.get(name, [None] * len(items))
+            found[name] = [there if mine is None else mine for mine, there in zip(own, values, strict=True)]
+    return found
 
 
 def _longest(schema: Schema) -> int:
@@ -111,12 +121,12 @@ class RankingLog:
     """Writes answers to the log in a thread of its own. `add` never waits: one too many is only counted."""
 
     def __init__(
-        self, events: EventLog, schema: Callable[[], Schema], most: int, room: Callable[[], bool] = lambda: True
+        self, events: EventLog, served: Callable[[], Served], most: int, room: Callable[[], bool] = lambda: True
     ) -> None:
-        """schema: of what serves now. most: items of an answer in its event. room: whether rankings may be written."""
-        self.events, self.schema, self.most, self.room = events, schema, most, room
+        """served: what serves now. most: items of an answer in its event. room: whether rankings may be written."""
+        self.events, self.served, self.most, self.room = events, served, most, room
         self.counts = Counts()
-        self._queue: queue.Queue[tuple[Answer, float] | threading.Event | None] = queue.Queue(_QUEUED)
+        self._queue: queue.Queue[tuple[Answer, Served, float] | threading.Event | None] = queue.Queue(_QUEUED)
         self._writing = threading.Lock()
         self._forgotten: dict[str, float] = {}
         self._closed = False
@@ -127,7 +137,7 @@ class RankingLog:
     def add(self, answer: Answer) -> None:
         """Takes an answer to write it soon."""
         try:
-            self._queue.put_nowait((answer, time.time()))
+            self._queue.put_nowait((answer, self.served(), time.time()))
         except queue.Full:
             self._lost(1, "they come faster than they are written")
 
@@ -157,14 +167,13 @@ class RankingLog:
                 if isinstance(mark, threading.Event):
                     mark.set()
 
-    def _write(self, answers: Sequence[tuple[Answer, float]]) -> None:
+    def _write(self, answers: Sequence[tuple[Answer, Served, float]]) -> None:
         events = []
-        schema = self.schema()
-        for answer, moment in answers:
+        for answer, served, moment in answers:
             if moment <= self._forgotten.get(answer.user, 0.0):
                 continue
             try:
-                event = ranking_event(answer, schema, self.most, moment)
+                event = ranking_event(answer, served, self.most, moment)
             except Exception as error:
                 self._lost(1, f"{type(error).__name__}: {error}")
                 continue

@@ -14,6 +14,7 @@ from engine.errors import PlexrankError, RequestError
 from engine.pipeline import Query
 from engine.streaming.forward import ForwardingLog
 from serving.codec import RankIn, RecommendIn, decode, encode, ids, one_id
+from serving.following import Following
 from serving.limits import JSON, Gate, media_type, read_body
 from serving.metrics import Metrics
 from serving.service import Service
@@ -35,6 +36,10 @@ class Server:
         metrics.serves(bundle.name, bundle.version)
         if isinstance(service.log, ForwardingLog):
             service.log.observe = metrics.lag.labels("forward").observe
+        self.following: Following | None = None
+        if service.registry is not None:
+            self.following = Following(service, service.registry, self._swapped, metrics.applied)
+            self.following.start()
 
     @property
     def limits(self) -> LimitsConfig:
@@ -47,9 +52,19 @@ class Server:
         except PlexrankError:
             self.metrics.swaps.labels("refused").inc()
             raise
+        self._swapped()
+        return bundle
+
+    def _swapped(self) -> None:
+        """Another bundle serves."""
+        bundle = self.service.pipeline.served.bundle
         self.metrics.swaps.labels("loaded").inc()
         self.metrics.serves(bundle.name, bundle.version)
-        return bundle
+
+    def degraded(self) -> list[str]:
+        """What of the stream does not do all that it should."""
+        trouble = None if self.following is None else self.following.trouble
+        return [*self.service.degraded(), *(["deltas: not followed"] if trouble else [])]
 
     async def body(self, request: Request, kind: type[T]) -> T:
         """The body of a JSON route, within the limits."""
@@ -76,6 +91,8 @@ class Server:
         return catalogue.title(row) if row >= 0 else item
 
     def close(self) -> None:
+        if self.following is not None:
+            self.following.close()
         for gate in (self.rankings, self.events, self.chores):
             gate.close()
         self.service.close()

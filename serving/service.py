@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from engine.bundle import Bundle
+from engine.bundle import Bundle, read_manifest
 from engine.components import EventLog, Scorer, StateStore, UserState
 from engine.config import ServingConfig
 from engine.deadline import Workers
@@ -23,17 +23,22 @@ from engine.errors import BundleError, PlexrankError, RequestError
 from engine.events import EventLimits, check_id
 from engine.explanations import Explanations
 from engine.intake import WAITS, Intake, Received
+from engine.live_items import LiveItems
 from engine.pipeline import Answer, Pipeline, Query
 from engine.plugins import Plugins, installed
 from engine.served import Served, component
 from engine.streaming.forward import ForwardingLog
 from engine.streaming.open_log import placed
+from engine.streaming.registry import ModelRegistry
 from serving.event_log import open_forwarding
+from serving.following import served_first
 from serving.ranking_log import Counts, RankingLog
 
 log = logging.getLogger("plexrank.serving")
 
 _SEEDED = "users-seeded"
+_ITEMS = "items"
+"""File of the state directory that keeps what events said of items."""
 _CHUNK = 5000
 _UNTOLD = 1000
 """Answers that may wait until plugins have heard of the ones before; beyond them plugins are not told."""
@@ -91,17 +96,36 @@ class Service:
             positive=self.config.positive_interactions,
             limits=EventLimits(limits.id_bytes, limits.depth),
         )
+        self.items = LiveItems(self.pipeline, scorer, path=state_dir / _ITEMS)
+        self.intake.on_items = self.items.add_events
+        self.registry: ModelRegistry | None = None
         self.rankings: RankingLog | None = None
         if self.config.log_rankings:
-            self.rankings = RankingLog(events, lambda: self.pipeline.served.schema, self.config.log_items, self._room)
+            self.rankings = RankingLog(events, lambda: self.pipeline.served, self.config.log_items, self._room)
 
     @classmethod
-    def open(cls, bundle: Path, config: ServingConfig | None, state_dir: Path, plugins: Plugins | None = None) -> Self:
+    def open(
+        cls,
+        bundle: Path | None,
+        config: ServingConfig | None,
+        state_dir: Path,
+        plugins: Plugins | None = None,
+        models: Path | None = None,
+    ) -> Self:
         """Loads the bundle, opens store and log, puts the bundle's users in at the first start, replays the log's tail.
 
-        config: by default the one in the bundle. Raises BundleError, PluginError, EventError.
+        config: by default the one in the bundle. models: the registry whose current bundle is served in place of
+        `bundle`, which then may be left out; by default `serving.models`. Raises BundleError, PluginError, EventError.
         """
         plugins = plugins or installed()
+        registry = None
+        if models is None and config is not None and config.models is not None:
+            models = Path(config.models)
+        if models is not None:
+            registry = ModelRegistry(models, None if bundle is None else read_manifest(bundle).name)
+            bundle = served_first(registry, bundle)
+        if bundle is None:
+            raise BundleError("name a bundle, or with --models a registry of bundles")
         bundle = bundle.resolve()
         served = Served.open(bundle, config, plugins)
         config_ = config or served.bundle.config.serving
@@ -121,6 +145,7 @@ class Service:
             store.close()
             raise
         service = cls(bundle, config, state_dir, plugins, served, scorer, store, events)
+        service.registry = registry
         service._seed()
         service.intake.recover()
         return service
@@ -190,6 +215,11 @@ class Service:
         return [WAITS] if self.waits else []
 
     @property
+    def dead(self) -> int:
+        """Events that waited and that the log would not take at all."""
+        return self.log.dead if isinstance(self.log, ForwardingLog) else 0
+
+    @property
     def logged(self) -> Counts:
         """Answers that are in the log, and those that are not."""
         return Counts() if self.rankings is None else self.rankings.counts
@@ -238,9 +268,15 @@ class Service:
         """Another bundle of the same folder, or the same one again. Refused, the one before goes on; BundleError."""
         target = self.path
         if name is not None:
+            if self.registry is not None:
+                raise RequestError("a registry says what is served: promote a version of it", status=409)
             target = (self.models_root / name).resolve()
             if target.parent != self.models_root or not (target / "manifest.json").is_file():
                 raise RequestError(f"there is no bundle '{name}' beside {self.path.name}", status=404, pointer="/name")
+        return self.serve(target)
+
+    def serve(self, target: Path) -> Bundle:
+        """A bundle by its folder. Refused, the one before goes on; BundleError, RequestError (409) while one loads."""
         if not self._loading.acquire(blocking=False):
             raise RequestError("another bundle is being loaded", status=409)
         try:
@@ -251,7 +287,7 @@ class Service:
                 raise
             except Exception as error:
                 raise BundleError(f"{target.name}: {type(error).__name__}: {error}") from error
-            self.pipeline.swap(served)
+            self.items.swap(served)
             self.path, self.since = target, time.time()
         finally:
             self._loading.release()
@@ -302,6 +338,7 @@ class Service:
         self._told.close()
         if self.rankings is not None:
             self.rankings.close()
+        self.items.close()
         self.store.close()
         self.log.close()
 

@@ -101,13 +101,51 @@ class PluginsOut(Struct):
     plugins: list[PluginOut]
 
 
+class FollowingOut(Struct):
+    """A registry's current version, and how the deltas behind it are followed.
+
+    sequence: of the newest delta in what serves, 0 for the bundle alone; newest_event_age_seconds: since the newest
+    event that it was trained on; lag_seconds: age of the newest delta applied, where others wait. gaps: times that a
+    delta was missing; swaps: bundles loaded; trouble: why nothing is followed now.
+    """
+
+    current: str | None
+    epoch: int
+    pinned: bool
+    sequence: int
+    newest_event_age_seconds: float | None
+    lag_seconds: float
+    applied: int
+    gaps: int
+    swaps: int
+    errors: int
+    last_error: str | None
+    trouble: str | None
+
+
 class ModelsOut(Struct):
-    """What serves, since when (seconds since 1970), and the bundles that can be loaded by name."""
+    """What serves, since when (seconds since 1970), and the bundles that can be loaded by name.
+
+    model.version is that of the answers: the bundle's (base), or a delta's behind it. waiting: events that wait for the
+    log; following: null without a registry.
+    """
 
     model: ModelOut
+    base: str
     name: str
     since: float
     available: list[str]
+    waiting: int
+    following: FollowingOut | None
+
+
+class PointerOut(Struct):
+    """The version that is current from now on: it serves within a second, as soon as it is loaded and warmed."""
+
+    version: str
+    epoch: int
+    reason: str
+    previous: str | None
 
 
 class LoadedOut(Struct):
@@ -138,7 +176,9 @@ ALL: list[type[Any]] = [
     ErasedOut,
     CatalogueItemOut,
     PluginsOut,
+    FollowingOut,
     ModelsOut,
+    PointerOut,
     LoadedOut,
     AliveOut,
     ReadyOut,

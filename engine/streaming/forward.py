@@ -54,6 +54,7 @@ class ForwardingLog(EventLog):
         self._connecting = threading.Lock()
         self._wake, self._stop = threading.Event(), threading.Event()
         self.spool = spool
+        self.dead = 0  # events that the log would not take
         self._log: EventLog | None = None
         self._waits = spool.waiting > 0
         try:
@@ -163,6 +164,7 @@ class ForwardingLog(EventLog):
             except EventError as error:
                 log.error("an event that waited is refused by the log: %s", error)
                 self._refused([record], str(error))
+                self.dead += 1
 
     # -------------------------------------------------------------------------------------- the log's own part
     def read(self, positions: Mapping[int, int], limit: int = 1000) -> Iterator[LogRecord]:

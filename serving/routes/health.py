@@ -62,7 +62,7 @@ def router(server: Server) -> APIRouter:
             return problem(request.scope, 503, f"the scorer does not answer: {type(error).__name__}")
         service = server.service
         model = ModelOut(service.pipeline.served.bundle.name, service.scorer.version)
-        return answer(ReadyOut("ready", model, round(1e3 * seconds, 3), service.degraded()))
+        return answer(ReadyOut("ready", model, round(1e3 * seconds, 3), server.degraded()))
 
     @routes.get(
         "/metrics",

@@ -1,14 +1,21 @@
-"""GET /v1/models, POST /v1/models:load, GET /v1/plugins."""
+"""GET /v1/models, POST /v1/models:load, :promote and :rollback, GET /v1/plugins."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
-from serving.codec import LoadIn, ModelOut
+from engine.errors import RequestError
+from engine.streaming.pointer import Pointer
+from serving.codec import LoadIn, ModelOut, PromoteIn, RollbackIn
+from serving.following import Following
 from serving.openapi import gives, takes
 from serving.server import Server, answer
-from serving.views import LoadedOut, ModelsOut, PluginOut, PluginsOut
+from serving.views import FollowingOut, LoadedOut, ModelsOut, PluginOut, PluginsOut, PointerOut
 
 
 def router(server: Server) -> APIRouter:
@@ -17,12 +24,44 @@ def router(server: Server) -> APIRouter:
 
     def about() -> ModelsOut:
         bundle = service.pipeline.served.bundle
-        return ModelsOut(ModelOut(bundle.name, bundle.version), service.path.name, service.since, service.names())
+        model = ModelOut(bundle.name, service.scorer.version)
+        return ModelsOut(
+            model, bundle.version, service.path.name, service.since, service.names(), service.waiting, followed()
+        )
+
+    def followed() -> FollowingOut | None:
+        following = server.following
+        if following is None:
+            return None
+        pointer, status = following.registry.current(), following.status()
+        newest = server.metrics.freshness.newest
+        return FollowingOut(
+            current=None if pointer is None else pointer.version,
+            epoch=0 if pointer is None else pointer.epoch,
+            pinned=pointer is not None and pointer.pinned,
+            sequence=0 if status is None else status.sequence,
+            newest_event_age_seconds=None if newest is None else max(0.0, time.time() - newest),
+            lag_seconds=0.0 if status is None else status.lag_seconds,
+            applied=0 if status is None else status.applied,
+            gaps=0 if status is None else status.gaps,
+            swaps=0 if status is None else status.swaps,
+            errors=0 if status is None else status.errors,
+            last_error=None if status is None else status.last_error,
+            trouble=following.trouble,
+        )
 
     def load(name: str) -> LoadedOut:
         previous = service.pipeline.served.bundle.version
         bundle = server.load(name)
         return LoadedOut(ModelOut(bundle.name, bundle.version), previous)
+
+    def point(change: Callable[[Following], Pointer]) -> PointerOut:
+        following = server.following
+        if following is None:
+            raise RequestError("this server has no registry: start it with --models", status=409)
+        before = following.registry.current()
+        pointer = change(following)
+        return PointerOut(pointer.version, pointer.epoch, pointer.reason, None if before is None else before.version)
 
     def table() -> PluginsOut:
         used = service.used()
@@ -33,7 +72,11 @@ def router(server: Server) -> APIRouter:
             ]
         )
 
-    @routes.get("/models", summary="What serves", responses=gives(ModelsOut, "The bundle, and those beside it"))
+    @routes.get(
+        "/models",
+        summary="What serves",
+        responses=gives(ModelsOut, "The bundle, what was learned since, what else is there"),
+    )
     async def models() -> Response:
         return answer(await server.chores.run(about))
 
@@ -41,13 +84,40 @@ def router(server: Server) -> APIRouter:
         "/models:load",
         summary="Serve another bundle",
         description="A bundle in the same folder as the one that serves, by its name. It is verified, loaded aside and "
-        "warmed; then one pointer is set. A bundle that is not fit is refused (422), and the one before goes on.",
+        "warmed; then one pointer is set. A bundle that is not fit is refused (422), and the one before goes on. 409 "
+        "where a registry says what is served.",
         openapi_extra=takes(LoadIn, {"name": "movielens-100k"}),
         responses=gives(LoadedOut, "It serves from now on", 404, 409, 413, 415, 422),
     )
     async def load_route(request: Request) -> Response:
         asked = await server.body(request, LoadIn)
         return answer(await server.chores.run(load, asked.name))
+
+    @routes.post(
+        "/models/{version}:promote",
+        summary="Serve a version of the registry",
+        description="Every file of it is verified, then it is current: this server and all others that follow the "
+        "registry load it. What learners published behind the version before is left. 409 without a registry.",
+        openapi_extra=takes(PromoteIn, {"reason": "better on Tuesday's traffic"}),
+        responses=gives(PointerOut, "It is current", 404, 409, 413, 415, 422),
+    )
+    async def promote(
+        request: Request, version: Annotated[str, Path(max_length=64, description="of the registry")]
+    ) -> Response:
+        asked = await server.body(request, PromoteIn)
+        return answer(await server.chores.run(point, lambda following: following.promote(version, asked.reason)))
+
+    @routes.post(
+        "/models:rollback",
+        summary="Serve the version before",
+        description="Or the one that is named. The version that is left is not gone back to, unless it is promoted. "
+        "409 where there is none to go back to, and without a registry.",
+        openapi_extra=takes(RollbackIn, {"reason": "worse on Tuesday's traffic"}),
+        responses=gives(PointerOut, "It is current", 404, 409, 413, 415, 422),
+    )
+    async def rollback(request: Request) -> Response:
+        asked = await server.body(request, RollbackIn)
+        return answer(await server.chores.run(point, lambda following: following.rollback(asked.to, asked.reason)))
 
     @routes.get("/plugins", summary="Installed plugins", responses=gives(PluginsOut, "One row a plugin"))
     async def plugins() -> Response:

@@ -364,7 +364,7 @@ def test_the_curl_lines_of_the_documentation_work(server: Any) -> None:
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            if "example" in content and path != "/v1/models:load":
+            if "example" in content and not path.startswith("/v1/models"):
                 response = server.client.request(method, path, json=content["example"])
                 assert response.status_code in (200, 202), (path, response.text)
 

@@ -144,7 +144,7 @@ def test_answers_that_come_too_fast_are_counted_and_nobody_waits(
     monkeypatch.setattr("serving.ranking_log._QUEUED", 10)
     answer, slow = ask(small), Slow()
     slow.seconds = 0.2
-    writer = RankingLog(slow, lambda: small.pipeline.served.schema, 200)  # type: ignore[arg-type]
+    writer = RankingLog(slow, lambda: small.pipeline.served, 200)  # type: ignore[arg-type]
     for _ in range(300):
         writer.add(answer)
     slow.seconds = 0.0
@@ -158,7 +158,7 @@ def test_answers_that_come_too_fast_are_counted_and_nobody_waits(
 def test_a_log_that_fails_costs_the_events_and_no_answer(small: Service) -> None:
     answer, slow = ask(small), Slow()
     slow.fails = True
-    writer = RankingLog(slow, lambda: small.pipeline.served.schema, 200)  # type: ignore[arg-type]
+    writer = RankingLog(slow, lambda: small.pipeline.served, 200)  # type: ignore[arg-type]
     writer.add(answer)
     assert writer.flush()
     assert (writer.counts.logged, writer.counts.unlogged) == (0, 1)
@@ -171,7 +171,7 @@ def test_a_log_that_fails_costs_the_events_and_no_answer(small: Service) -> None
 def test_answers_of_a_user_who_was_forgotten_are_not_written(small: Service) -> None:
     answer, other, slow = ask(small, "gone"), ask(small, "stays"), Slow()
     slow.seconds = 0.1
-    writer = RankingLog(slow, lambda: small.pipeline.served.schema, 200)  # type: ignore[arg-type]
+    writer = RankingLog(slow, lambda: small.pipeline.served, 200)  # type: ignore[arg-type]
     for _ in range(100):
         writer.add(other)
     writer.add(answer)

@@ -25,6 +25,8 @@ PATHS = [
     "GET /v1/items/{item}",
     "GET /v1/models",
     "POST /v1/models:load",
+    "POST /v1/models/{version}:promote",
+    "POST /v1/models:rollback",
     "GET /v1/plugins",
     "GET /health/live",
     "GET /health/ready",
