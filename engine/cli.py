@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from engine.commands import bundles, checking, events, training
+from engine.commands import bundles, checking, events, models, training
 from engine.errors import PlexrankError, PluginError
 
 COMMANDS_GROUP = "plexrank.commands"
@@ -30,7 +30,7 @@ BUILT_IN: dict[str, Callable[..., None]] = {
     "init": checking.init,
     "version": checking.version,
 }
-GROUPS: dict[str, typer.Typer] = {"bundle": bundles.app, "events": events.app}
+GROUPS: dict[str, typer.Typer] = {"bundle": bundles.app, "events": events.app, "models": models.app}
 
 
 def main() -> None:

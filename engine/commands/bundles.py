@@ -62,7 +62,12 @@ def diff(
     found = differences(old, new)
     if json:
         print_json(found)
-        return
+    else:
+        print_differences(found)
+
+
+def print_differences(found: dict[str, Any]) -> None:
+    """What `engine.bundle.diff` found, as a table."""
     names = [f"{found[side]['name']} {found[side]['version']}" for side in ("a", "b")]
     print(f"{names[0]} and {names[1]} {'are the same' if found['same'] else 'differ'}")
     rows = [

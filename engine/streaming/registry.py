@@ -135,6 +135,15 @@ class ModelRegistry:
             self._take_in(Path(bundle), manifest)
             return self._point(manifest.version, epoch, reason, old, positions=positions or {}, stream=stream)
 
+    def take_in(self, bundle: Path) -> str:
+        """Takes a bundle in, every file checked, without making it current -> its version."""
+        Bundle.open(Path(bundle))
+        manifest = read_manifest(Path(bundle))
+        self._take_name(manifest)
+        with self._locked():
+            self._take_in(Path(bundle), manifest)
+        return manifest.version
+
     def promote(self, version: str, *, reason: str = "promoted", pin: bool = False) -> Pointer:
         """Makes a version current that is there; every file of it is checked first. The epoch grows."""
         Bundle.open(self.bundle(version))
