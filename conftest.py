@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["tests.brokers"]
+
 
 def _forbid_skip(report: Any) -> None:
     if os.environ.get("PLEXRANK_REQUIRE_ALL") and report.skipped and not hasattr(report, "wasxfail"):

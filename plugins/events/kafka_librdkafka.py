@@ -204,7 +204,7 @@ class LibrdkafkaClient(Client):
             producer.flush(0)
 
 
-def _identity(topic_id: ck.Uuid | None) -> str:
+def _identity(topic_id: Any) -> str:
     """As the other client writes it."""
     if topic_id is None:
         return ""
