@@ -23,7 +23,7 @@ from engine.hashing import canonical
 from engine.item_file import ItemFile, Said
 from engine.served import Served
 from engine.streaming.decode import decode_records
-from engine.streaming.delta import ItemVectors
+from engine.streaming.delta import Delta, ItemVectors
 
 log = logging.getLogger("plexrank.items")
 
@@ -154,10 +154,22 @@ class LiveItems:
         BundleError where they do not fit the bundle's encoder.
         """
         with self._changing:
-            served = self.holder.served
-            changed = served.with_vectors(vectors)
-            if changed is not served:
-                self.holder.swap(changed)
+            self._take_vectors(self.holder.served, vectors)
+
+    def take_encoder(self, part: Delta) -> None:
+        """A delta's part for the retrieval encoder, with its vectors: users' and items' vectors change together.
+
+        BundleError where it does not fit the bundle's encoder.
+        """
+        with self._changing:
+            self._take_vectors(self.holder.served.with_encoder(part), part.vectors)
+
+    def _take_vectors(self, served: Served, vectors: ItemVectors | None) -> None:
+        """Serves it, with these vectors."""
+        changed = served if vectors is None else served.with_vectors(vectors)
+        if changed is not self.holder.served:
+            self.holder.swap(changed)
+        if vectors is not None:
             for n in np.flatnonzero(served.catalogue.rows(vectors.ids) < 0).tolist():
                 self._vectors.pop(vectors.ids[n], None)
                 self._vectors[vectors.ids[n]] = vectors.values[n]

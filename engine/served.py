@@ -27,7 +27,8 @@ from engine.errors import BundleError, PlexrankError, PluginError, RequestError
 from engine.plugins import Plugins
 from engine.retrieval import EncoderModel, item_batch
 from engine.schema import FeatureSpec, Schema
-from engine.streaming.delta import ItemVectors
+from engine.streaming.delta import Delta, ItemVectors
+from engine.streaming.encoder_delta import with_part
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,19 @@ class Served:
         if len(rows):
             retriever.upsert(rows, values)
         return served
+
+    def with_encoder(self, part: Delta) -> Served:
+        """One whose users' vectors are made with this part of a delta (`engine.streaming.encoder_delta`).
+
+        Rows are written in place, into tables that both share. BundleError where the part does not fit.
+        """
+        if self.tower is None:
+            raise BundleError(f"{self.bundle.name} has no retrieval encoder, so that a part of one has no place in it")
+        tower = with_part(self.tower, part)
+        if tower is self.tower:
+            return self
+        context = replace(self.context, encode_user=_user_encoder(self.bundle, tower, self.catalogue))
+        return replace(self, context=context, tower=tower)._assembled()
 
     def changed_items(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """What a ranking's items read that the bundle does not hold: feature -> raw values of rows int64 [n] (-1: an

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 from engine.components import EventLog, Scorer
 from engine.errors import BundleError, EventError, RequestError
 from engine.streaming.delta import Delta
+from engine.streaming.encoder_delta import apart
 from engine.streaming.follower import DeltaFollower
 from engine.streaming.follower_status import Applied, FollowerStatus
 from engine.streaming.pointer import Pointer
@@ -36,7 +37,7 @@ def served_first(registry: ModelRegistry, bundle: Path | None) -> Path:
 
 
 class _Appliers:
-    """The scorer as a follower sees it: a delta's item vectors go to the retriever, its rest to the scorer."""
+    """The scorer as a follower sees it: the retrieval encoder's part of a delta goes to what finds candidates."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -49,12 +50,13 @@ class _Appliers:
         self._service.serve(bundle)
 
     def apply(self, delta: Delta) -> None:
-        self._service.scorer.apply(delta)
-        if delta.vectors is not None:
+        ranking, encoder = apart(delta)
+        self._service.scorer.apply(ranking)
+        if encoder.tables or encoder.dense or encoder.vectors is not None:
             try:
-                self._service.items.upsert_vectors(delta.vectors)
+                self._service.items.take_encoder(encoder)
             except BundleError as error:
-                log.warning("delta %s: its item vectors are left out: %s", delta.version, error)
+                log.warning("delta %s: its part for retrieval is left out: %s", delta.version, error)
 
 
 class Following:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -16,7 +17,7 @@ from engine.bundle import Bundle, read_manifest
 from engine.bundle.manifest import content_version, sealed
 from engine.components import EventLog
 from engine.errors import BundleError
-from engine.streaming.delta import Delta, TableRows
+from engine.streaming.delta import Delta, ItemVectors, TableRows
 from engine.streaming.publisher import DeltaPublisher
 from engine.streaming.registry import ModelRegistry
 from serving.app import serve_with
@@ -135,6 +136,36 @@ def test_rankings_are_logged_with_the_deltas_version(world: World) -> None:
     events = [json.loads(record.value) for record in world.service.log.read({0: 0}, 10_000)]
     (logged,) = [event["data"] for event in events if event["id"] == asked]
     assert logged["version"] == version
+
+
+def test_the_retrieval_encoder_and_its_items_vectors_follow_too(world: World) -> None:
+    served = world.service.pipeline.served
+    encode, tower = served.context.encode_user, served.tower
+    assert encode is not None
+    assert tower is not None
+    user = world.service.store.get("u1")
+    before = encode(user, {})
+    assert served.context.vectors is not None
+    vectors = np.random.default_rng(3).normal(size=(30, served.context.vectors.shape[1])).astype(np.float32)
+    tables = {
+        f"retrieval:{name}": TableRows(np.arange(len(table)), np.flip(table.numpy(), 0).copy())
+        for name, table in tower.embedding.weights.items()  # type: ignore[union-attr]
+    }
+    dense = {
+        f"retrieval.{name}": value * 0.5
+        for name, value in tower.state_dict().items()
+        if name.startswith("encoder.") and value.is_floating_point()
+    }
+    delta = dataclasses.replace(world.delta(1), dense=dense, vectors=ItemVectors(ITEMS, vectors))
+    world.publisher.publish(dataclasses.replace(delta, tables={**delta.tables, **tables}))
+    world.serves(f"{world.bundle.version}+1.1")
+    now = until(
+        lambda: world.service.pipeline.served if world.service.pipeline.served is not served else None, "it is taken"
+    )
+    np.testing.assert_array_equal(now.context.vectors[now.catalogue.rows(ITEMS)], vectors)
+    assert not np.allclose(now.context.encode_user(user, {}), before)
+    found = world.client.post("/v1/recommend", json={"user": "nobody", "count": 5, "timeout_ms": 10_000}).json()
+    assert (len(found["items"]), found["degraded"]) == (5, [])
 
 
 def another_version(bundle: Path, folder: Path) -> Path:
