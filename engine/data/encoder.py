@@ -89,7 +89,7 @@ class FeatureEncoder:
         encoded = self.encode_user(request)
         for feature in self.schema.features:
             if not feature.from_request and feature.kind != "sequence":
-                encoded[feature.name] = self._of_items(feature, request, catalogue, rows, prints)
+                encoded[feature.name] = self.of_items(feature, request, catalogue, rows, prints)
         ids, numbers = self.parted(encoded)
         ids.update(self._history(request.history, catalogue))
         return self.assemble(ids, numbers, 1, targets)
@@ -107,7 +107,7 @@ class FeatureEncoder:
         request, prints = ScoreRequest({}, {}, [""] * len(rows)), catalogue.prints[rows]
         items = [f for f in self.schema.features if not f.from_request and f.kind != "sequence"]
         items = items if only is None else [f for f in items if f.name in only]
-        return {f.name: self._of_items(f, request, catalogue, rows, prints) for f in items}
+        return {f.name: self.of_items(f, request, catalogue, rows, prints) for f in items}
 
     def parted(self, encoded: Mapping[str, Encoded]) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
         """Encoded columns -> (those that are embedded, with lengths; the dense ones), as `assemble` takes them."""
@@ -125,10 +125,11 @@ class FeatureEncoder:
         """The dense features of one side -> float32 [rows, n], in the schema's order."""
         return _matrix([numbers[f.name] for f in (self._dense_item if of_items else self._dense_user)], rows)
 
-    def _names_item(self, feature: FeatureSpec) -> bool:
+    def names_item(self, feature: FeatureSpec) -> bool:
+        """Whether the feature is the item's id."""
         return feature.kind == "categorical" and feature.side == "item" and feature.column == self.schema.item
 
-    def _of_items(
+    def of_items(
         self,
         feature: FeatureSpec,
         request: ScoreRequest,
@@ -136,10 +137,11 @@ class FeatureEncoder:
         rows: np.ndarray,
         prints: np.ndarray | None,
     ) -> Encoded:
+        """One feature of the items at catalogue rows int64 [n] (-1: unknown), whose ids `request` or `prints` give."""
         given = request.item_features.get(feature.name)
         if given is not None and len(given) != len(rows):
             raise SchemaError(f"item_features.{feature.name} has {len(given)} values for {len(rows)} items")
-        if self._names_item(feature):
+        if self.names_item(feature):
             return Encoded(fingerprints(request.items) if prints is None else prints)
         known = catalogue.encoded.get(feature.name)
         if known is None:
@@ -159,7 +161,7 @@ class FeatureEncoder:
             if raw is not None:
                 values = fingerprints("" if is_missing(v) else v for v in raw[: sequence.max_length])
                 out[sequence.name] = (values, np.array([len(values)]))
-                if items is None and sequence.of and self._names_item(self.schema[sequence.of]):
+                if items is None and sequence.of and self.names_item(self.schema[sequence.of]):
                     items = raw
         past = fingerprints(items[: max(s.max_length for s in self.schema.sequences)]) if items is not None else None
         for sequence in self.schema.sequences:
@@ -167,7 +169,7 @@ class FeatureEncoder:
                 continue
             values = np.empty(0, dtype=np.int64)
             if past is not None and sequence.of:
-                if self._names_item(self.schema[sequence.of]):
+                if self.names_item(self.schema[sequence.of]):
                     values = past[: sequence.max_length]
                 elif (known := catalogue.encoded.get(sequence.of)) is not None:
                     values = known.values[catalogue.rows_of(past[: sequence.max_length])]

@@ -13,7 +13,6 @@ and on nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +22,7 @@ from engine.errors import CheckpointError, ConfigError
 from engine.hashing import fingerprints
 from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE, Emitted, Rows
 from engine.streaming.impressions import Impressions
+from engine.streaming.shown import Shown
 from engine.streaming.waiting import WaitingInteractions
 
 if TYPE_CHECKING:
@@ -35,20 +35,6 @@ _COUNTS = (
     "interactions", "joined", "repeats", "late", "corrections", "lost_late",
     "orphans", "foreign", "unattributed", "irrelevant",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The impressions of r rankings, ranking by ranking.
-
-    slot int64 [n]: the row of each in the pending store. item int64 [n]: fingerprints. offsets int64 [r + 1].
-    refused: ranking -> why its features cannot be read; it has no impressions and is not joined.
-    """
-
-    slot: np.ndarray
-    item: np.ndarray
-    offsets: np.ndarray
-    refused: Mapping[int, str] = field(default_factory=dict)
 
 
 class Joiner:
