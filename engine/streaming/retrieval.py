@@ -40,6 +40,8 @@ class OnlineRetrieval:
 
     Negatives are the other positives of a batch and what the configured sampler draws; log q follows from running
     counts, the bundle's at first. Random numbers follow from the number of the step. For one thread.
+    Adagrad and Adam begin anew: with the sums that training left, recall after users had moved on to other tastes came
+    back more slowly (0.37 in place of 0.6 in the tests' world), and where nothing moves it made no difference.
     catalogue: the items; set another one, with more rows, where items are added.
     """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
+from engine.bundle import Bundle
+from engine.components import ScoreRequest
 from engine.errors import CheckpointError
 from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE
-from engine.streaming.progress import ProgressiveValidation
+from engine.streaming.progress import FrozenBase, ProgressiveValidation
 
 
 def stream(n: int, seed: int = 0, tasks: int = 1, rate: float = 0.3):
@@ -210,3 +214,18 @@ def test_an_emptied_window_keeps_what_is_since_the_start() -> None:
     assert (found["examples"], found["window"]) == (500, 0)
     assert found["tasks"]["click"]["examples"] == 0
     assert found["tasks"]["click"]["since_start"]["examples"] == 500
+
+
+def test_the_frozen_base_gives_the_served_bundle_s_probabilities(
+    tiny_bundle: Path, film_data: Any, plugins: Any
+) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    scorer_class = plugins.get("scorers", "inproc")
+    scorer = scorer_class(scorer_class.Options())
+    scorer.load(tiny_bundle)
+    items = bundle.catalogue.ids(np.arange(8))
+    request = ScoreRequest({"user_id": "u3"}, {"item_id": ["4", "9"]}, items)
+    served = scorer.score(request).tasks["liked"]
+    found = FrozenBase(bundle, plugins)(bundle.encoder.encode_request(request, bundle.catalogue))
+    assert found.shape == (8, 1)
+    np.testing.assert_allclose(found[:, 0], served, rtol=1e-5)
