@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine.commands.event_log import ConfigArgument, StateDir, opened
 from engine.commands.output import JsonFlag, print_figures, print_json, print_table
 
 if TYPE_CHECKING:
@@ -17,29 +18,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Events that were refused: list, show, resubmit.")
 
-ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration whose serving.event_log is the log.", exists=True)
-]
-StateDir = Annotated[Path, typer.Option(help="The server's, where the log is in a folder of it.")]
 Reason = Annotated[str | None, typer.Option(help="Only those of this reason: json, schema, future, ...")]
 
 
 @contextmanager
 def _opened(config: Path, state_dir: Path, *, writes: bool = False) -> Iterator[DeadLetters]:
-    from engine.loading import load_config
-    from engine.plugins import installed
     from engine.streaming.dead import DeadLetters
-    from engine.streaming.open_log import open_log
 
-    log = open_log(installed(), load_config(config).serving.event_log, state_dir, read_only=not writes)
-    try:
+    with opened(config, state_dir, writes=writes) as log:
         letters = DeadLetters(log)
         try:
             yield letters
         finally:
             letters.close()
-    finally:
-        log.close()
 
 
 @app.command("list")

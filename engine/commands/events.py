@@ -5,52 +5,28 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.commands import dead_letters
+from engine.commands import dead_letters, event_files
+from engine.commands.event_log import ConfigArgument, StateDir, opened
 from engine.commands.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
     from engine.components import EventLog, LogRecord
 
 app = typer.Typer(no_args_is_help=True, help="Look into the event log: tail, replay, import, validate, topics, dead.")
+app.command("import")(event_files.import_)
+app.command("validate")(event_files.validate)
 app.add_typer(dead_letters.app, name="dead")
 
-ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Configuration whose serving.event_log is the log.", exists=True)
-]
-StateDir = Annotated[Path, typer.Option(help="The server's, where the log is in a folder of it.")]
 Stream = Annotated[str, typer.Option(help="events, or one beside it: dead, examples, deltas, models.")]
 Offsets = Annotated[list[str] | None, typer.Option("--offset", help="partition:offset, as in 0:1200; repeatable.")]
 
 _CHUNK = 1000
 _PATIENCE = 5.0
-
-
-@contextmanager
-def opened(config: Path, state_dir: Path, stream: str = "events", *, writes: bool = False) -> Iterator[EventLog]:
-    """The configuration's log, or the stream of that name beside it, to read beside whoever writes it."""
-    from engine.loading import load_config
-    from engine.plugins import installed
-    from engine.streaming.open_log import open_log
-
-    use = load_config(config).serving.event_log
-    log = open_log(installed(), use, state_dir, read_only=not writes)
-    try:
-        if stream == "events":
-            yield log
-        else:
-            beside = log.sibling(stream)
-            try:
-                yield beside
-            finally:
-                beside.close()
-    finally:
-        log.close()
 
 
 @app.command()

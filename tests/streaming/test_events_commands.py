@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -67,6 +68,10 @@ class World:
         words = list(arguments)
         at = 2 if words[0] == "dead" else 1
         return self._run("events", *words[:at], self.config, "--state-dir", self.state, *words[at:])
+
+    def events_of(self, *arguments: object) -> Answer:
+        """`plexrank events COMMAND ...`, of no log."""
+        return self._run("events", *arguments)
 
     def click(self, n: int, user: str = "u1") -> tuple[int, int]:
         data = {"type": "click", "user": user, "item": str(n), "ranking": f"r{n}"}
@@ -272,3 +277,133 @@ def test_a_log_that_is_not_there_is_an_error_with_words(world: World) -> None:
     assert answer.code == 1
     assert "nowhere" in answer.err
     assert "Traceback" not in answer.err
+
+
+# --------------------------------------------------------------------------------------- files of events
+def interaction(n: int, **changes: Any) -> dict[str, Any]:
+    data = {"type": "click", "user": "u1", "item": str(n)} | changes
+    return {"id": f"f{n}", "source": "file", "type": "interaction", "time": "2026-01-31T12:00:00Z", "data": data}
+
+
+def ndjson(folder: Path, *lines: object, name: str = "events.ndjson") -> Path:
+    path = folder / name
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_a_file_is_imported_and_each_line_that_is_refused_is_named(world: World) -> None:
+    world.log.close()
+    path = ndjson(world.folder, interaction(1), "{not json", interaction(2), {"id": "x"}, interaction(3))
+    answer = world.events("import", path, "--json")
+    assert answer.code == 1
+    assert (answer.json["accepted"], answer.json["refused"]) == (3, 2)
+    assert [fault.split(": ")[0] for fault in answer.json["faults"]] == [f"{path}:2", f"{path}:4"]
+    assert f"{path}:2: not JSON" in answer.err
+    world.log = world.open()
+    values = [json.loads(r.value) for p in world.log.ends() for r in world.log.read({p: 0})]
+    assert [event["id"] for event in values] == ["f1", "f2", "f3"]
+
+
+def test_a_table_is_imported_as_interactions(world: World) -> None:
+    world.log.close()
+    path = world.folder / "clicks.csv"
+    path.write_text("user,item,time,ranking\nu1,5,1769860800,r1\nu2,7,2026-01-31T12:00:00Z,\n")
+    answer = world.events("import", path, "--type", "view", "--source", "shop")
+    assert (answer.code, answer.out) == (0, "2 accepted\n")
+    world.log = world.open()
+    values = sorted(
+        (json.loads(r.value) for p in world.log.ends() for r in world.log.read({p: 0})), key=lambda e: e["data"]["user"]
+    )
+    assert [event["data"] for event in values] == [
+        {"type": "view", "user": "u1", "item": "5", "ranking": "r1"},
+        {"type": "view", "user": "u2", "item": "7"},
+    ]
+    assert {event["source"] for event in values} == {"shop"}
+
+
+def test_importing_beside_a_server_says_how(world: World) -> None:
+    answer = world.events("import", ndjson(world.folder, interaction(1)))
+    assert answer.code == 1
+    assert "another process writes" in answer.err
+
+
+class FakeServer(BaseHTTPRequestHandler):
+    """Takes events; the first request finds it busy."""
+
+    bodies: ClassVar[list[bytes]] = []
+    busy: ClassVar[int] = 1
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if FakeServer.busy:
+            FakeServer.busy -= 1
+            self.send_response(503)
+            self.send_header("retry-after", "0")
+            self.end_headers()
+            return
+        FakeServer.bodies.append(body)
+        receipts = [{"id": str(n), "status": "accepted"} for n, _ in enumerate(body.splitlines())]
+        answer = json.dumps({"events": receipts}).encode()
+        self.send_response(202)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+def test_a_server_can_be_sent_the_events_and_is_waited_for(world: World) -> None:
+    path = ndjson(world.folder, *(interaction(n) for n in range(2500)))
+    server = HTTPServer(("127.0.0.1", 0), FakeServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        answer = world.events("import", path, "--server", f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+    assert (answer.code, answer.out) == (0, "2,500 accepted\n"), answer.err
+    assert [len(body.splitlines()) for body in FakeServer.bodies] == [1000, 1000, 500]
+    assert json.loads(FakeServer.bodies[2].splitlines()[-1])["id"] == "f2499"
+
+
+def test_a_server_that_is_not_there_is_named(world: World) -> None:
+    path = ndjson(world.folder, interaction(1))
+    answer = world.events("import", path, "--server", "http://127.0.0.1:1")
+    assert answer.code == 1
+    assert "http://127.0.0.1:1/v1/events" in answer.err
+    assert "is no server" in world.events("import", path, "--server", "file:///etc/passwd").err
+
+
+def ranking(n: int, **fields: Any) -> dict[str, Any]:
+    data = {"request_id": f"r{n}", "user": "u1", "items": [{"id": "1"}, {"id": "2"}]} | fields
+    return {"id": f"r{n}", "source": "file", "type": "ranking", "time": "2026-01-31T12:00:00Z", "data": data}
+
+
+def checked(answer: Answer) -> dict[str, tuple[str, str]]:
+    return {check["name"]: (check["status"], check["detail"]) for check in answer.json["files"][0]["checks"]}
+
+
+def test_a_good_file_passes(world: World) -> None:
+    good = ndjson(world.folder, ranking(1, history=[], user_features={}), interaction(1, ranking="r1"))
+    answer = world.events_of("validate", good, "--json")
+    assert (answer.code, answer.json["ok"]) == (0, True)
+    assert {status for status, _ in checked(answer).values()} == {"PASS"}
+    assert "PASS" in world.events_of("validate", good).out
+
+
+def test_what_a_learner_would_miss_is_a_warning_and_a_refused_event_a_failure(world: World) -> None:
+    older = interaction(4) | {"time": "2020-01-01T00:00:00Z"}
+    file = ndjson(world.folder, ranking(1), interaction(2, ranking="other"), interaction(2, ranking="other"), older)
+    found = checked(world.events_of("validate", file, "--json"))
+    assert found["events can be read"] == ("PASS", "4 of 4")
+    assert found["each (source, id) comes once"][0] == "WARN"
+    assert found["times rise"][1].startswith("1 are older")
+    assert found["interactions name their ranking"][1].startswith("1 name none")
+    assert found["their rankings are in the file"][1].startswith("2 name one")
+    assert found["rankings hold what was scored with"][1].startswith("1 hold neither")
+    assert world.events_of("validate", file).code == 0
+    broken = ndjson(world.folder, interaction(1), "nonsense", name="broken.jsonl")
+    answer = world.events_of("validate", broken)
+    assert answer.code == 1
+    assert "FAIL" in answer.out
+    assert f"{broken}:2: not JSON" in answer.err
