@@ -24,7 +24,7 @@ FilesArgument = Annotated[
     list[Path],
     typer.Argument(
         metavar="FILE...",
-        help="A CloudEvent a line (.ndjson, .jsonl, .json), or an interaction a row (.parquet, .csv, .tsv, .arrow, ...).",
+        help="A CloudEvent a line (.ndjson, .jsonl, .json), or an interaction a row (.parquet, .csv, .tsv, .arrow).",
         exists=True,
         dir_okay=False,
     ),
