@@ -51,6 +51,7 @@ OPTIONAL: dict[Kind, dict[str, pa.DataType]] = {
         "context": _TEXT,
         "history": pa.list_(_TEXT),
         "item_features": _TEXT,
+        "shown": pa.int32(),
     },
 }
 JSON_COLUMNS = ("arms", "user_features", "context", "item_features")
@@ -222,6 +223,7 @@ def _rankings(events: Sequence[Event]) -> dict[str, Any]:
         "context": [_json(d.context) for d in data],
         "history": [None if d.history is None else [canonical(item) for item in d.history] for d in data],
         "item_features": [_json(d.item_features) for d in data],
+        "shown": [d.shown for d in data],
     }
 
 

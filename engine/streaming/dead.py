@@ -108,7 +108,7 @@ class DeadLetters:
     """The dead letters of a log. One thread writes.
 
     log: the stream that the events are read from; its sibling `dead` is opened, and closed by `close`.
-    remembered: positions known to have been written, from the dead log's tail at start.
+    remembered: positions known to have been written; the first `write` reads them from the dead log's tail.
     """
 
     def __init__(self, log: EventLog, remembered: int = 100_000, clock: Callable[[], float] = time.time) -> None:
@@ -116,7 +116,6 @@ class DeadLetters:
         self._remembered, self._clock = remembered, clock
         self._written: OrderedDict[_Position, None] = OrderedDict()
         self._stale = True
-        self._recover()
 
     def write(self, letters: Sequence[Dead]) -> int:
         """Those that are not there yet, durable on return -> how many. LogUnavailable: call again with the same."""

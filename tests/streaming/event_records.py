@@ -42,6 +42,7 @@ def ranking(**changes: Any) -> dict[str, Any]:
         "context": {"hour": 12, "mobile": True},
         "history": ["i9", "i8"],
         "item_features": {"price": [9.5, None]},
+        "shown": 50,
     }
     return click(id="r", type="ranking", data=data | changes)
 
