@@ -24,7 +24,7 @@ from engine.events import Event, EventLimits, decode_event
 from engine.hashing import canonical
 
 COLUMNS = ("user", "item", "time", "type", "ranking", "value")
-LINES = (".ndjson", ".jsonl")
+LINES = (".ndjson", ".jsonl", ".json")
 REQUIRED = ("user", "item", "time")
 MOST_FAULTS = 100
 """Refusals that are named; the others are counted."""
@@ -60,7 +60,7 @@ def read_events(
 ) -> Iterator[Event]:
     """The good events of a file, in order; `tally` counts while they are taken.
 
-    By its name: .ndjson, .jsonl (a CloudEvent a line); .parquet, .csv, .tsv, .arrow, .feather (a row an interaction:
+    By its name: .ndjson, .jsonl, .json (a CloudEvent a line); .parquet, .csv, .tsv, .arrow, .feather (a row an interaction:
     columns user, item, time in seconds or ISO 8601, and type, ranking, value where they are there).
     source: the events' source where they come from a table; default: the file's name. type_: where there is no column
     `type`, or nothing in it. DataError where the file cannot be read as what it is called.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,11 @@ from hypothesis import strategies as st
 from memory_log import MemoryLog
 
 from engine.components import LogRecord
+from engine.config import ComponentConfig, default_name
 from engine.errors import LogUnavailable
 from engine.events import Reason
+from engine.plugins import installed
+from engine.served import component
 from engine.streaming.arrow_events import encode_batch
 from engine.streaming.dead import MOST_BYTES, Dead, DeadLetters
 from engine.streaming.decode import decode_records
@@ -192,6 +197,21 @@ def test_a_damaged_dead_log_is_still_read() -> None:
     letters.dead.overwrite(0, 0, b"{")
     assert [x.offset for x in letters.list()] == [2]
     assert DeadLetters(letters.log).resubmit()["resubmitted"] == 1
+
+
+def test_letters_outlive_the_process_in_the_default_log(tmp_path: Path) -> None:
+    use = ComponentConfig(name=default_name("event_logs"), options={"path": str(tmp_path / "events")})
+    poison = [("u1", b"{"), ("u2", b"\xff"), ("u1", b'{"id":NaN}')]
+    for round_ in range(2):
+        log = component(installed(), "event_logs", use)
+        if round_ == 0:
+            log.append(poison)
+        letters = DeadLetters(log)
+        read = [r for p, begin in log.begins().items() for r in log.read({p: begin})]
+        assert letters.write(decode_records(read, LIMITS, time.time(), FUTURE).dead) == (3 if round_ == 0 else 0)
+        assert [(x.key, x.value) for x in letters.list()] == poison
+        letters.close()
+        log.close()
 
 
 @settings(max_examples=100, deadline=None)
