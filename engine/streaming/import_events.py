@@ -60,8 +60,8 @@ def read_events(
 ) -> Iterator[Event]:
     """The good events of a file, in order; `tally` counts while they are taken.
 
-    By its name: .ndjson, .jsonl, .json (a CloudEvent a line); .parquet, .csv, .tsv, .arrow, .feather (a row an interaction:
-    columns user, item, time in seconds or ISO 8601, and type, ranking, value where they are there).
+    By its name: .ndjson, .jsonl, .json (a CloudEvent a line); .parquet, .csv, .tsv, .arrow, .feather (an interaction a
+    row: columns user, item, time in seconds or ISO 8601, and type, ranking, value where they are there).
     source: the events' source where they come from a table; default: the file's name. type_: where there is no column
     `type`, or nothing in it. DataError where the file cannot be read as what it is called.
     """
