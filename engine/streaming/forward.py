@@ -122,6 +122,7 @@ class ForwardingLog(EventLog):
             except Exception as error:
                 if not isinstance(error, LogUnavailable):
                     log.exception("events cannot be forwarded")
+                log.debug("not yet: %s", error)
                 self._away(LogUnavailable(str(error)))
                 self._stop.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)

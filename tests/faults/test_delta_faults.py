@@ -143,7 +143,7 @@ def test_a_damaged_part_is_named_and_the_file_stands_in(world, publisher):
     at(scorer, f"{A}+1.1")
     delta = a_delta(A, 1, 2, rows=500)
     parts = encode(delta, "float32", 3000)
-    publisher.files.write(delta, parts, "float32")
+    publisher.files.write(delta, parts)
     broken = parts[1][:-1] + bytes([parts[1][-1] ^ 1])
     world.deltas.append([("films", part) for part in [parts[0], broken, *parts[2:]]])
     at(scorer, f"{A}+1.2")
