@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from engine.commands import bundles, checking, events, models, training
+from engine.commands import bundles, checking, events, learning, models, training
 from engine.errors import PlexrankError, PluginError
 
 COMMANDS_GROUP = "plexrank.commands"
@@ -24,6 +24,7 @@ COMMANDS_GROUP = "plexrank.commands"
 BUILT_IN: dict[str, Callable[..., None]] = {
     "train": training.train,
     "compare": training.compare,
+    "learn": learning.learn,
     "validate": checking.validate,
     "plugins": checking.plugins,
     "doctor": checking.doctor,

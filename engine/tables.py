@@ -157,19 +157,27 @@ class TableEmbedding(EmbeddingMethod):
     @torch.no_grad()
     def initialise(self) -> None:
         """Fills the tables, or this process's shards of them, with their first weights."""
-        half = self.options.init
-        unknown = {p.table.name: p.unknown_rows for p in self._placements.values() if isinstance(p, Own)}
         for name, weight, first in self.local_weights():
-            seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{name}".encode()).digest()[:6], "little")
             last, dim = first + weight.shape[0], self.tables[name].dim
             weight[:, dim:] = 0.0
             for chunk in range(first // CHUNK, -(-last // CHUNK)):
-                begin = chunk * CHUNK
-                generator = torch.Generator().manual_seed(seed + chunk)
-                drawn = torch.empty(CHUNK, dim).uniform_(-half, half, generator=generator)
-                drawn[: max(0, unknown.get(name, 0) - begin)] = 0.0
+                begin, drawn = chunk * CHUNK, self.first_weights(name, chunk)
                 low, high = max(first, begin), min(last, begin + CHUNK)
                 weight[low - first : high - first, :dim] = drawn[low - begin : high - begin].to(weight.device)
+
+    def first_weights(self, table: str, chunk: int) -> Tensor:
+        """What rows `CHUNK * chunk` and on of a table begin with, float32 [CHUNK, dim]."""
+        half, begin = self.options.init, chunk * CHUNK
+        seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{table}".encode()).digest()[:6], "little")
+        generator = torch.Generator().manual_seed(seed + chunk)
+        drawn = torch.empty(CHUNK, self.tables[table].dim).uniform_(-half, half, generator=generator)
+        unknown = {p.table.name: p.unknown_rows for p in self._placements.values() if isinstance(p, Own)}
+        drawn[: max(0, unknown.get(table, 0) - begin)] = 0.0
+        return drawn
+
+    def own_rows(self) -> dict[str, Own]:
+        """feature -> its placement, where ids have rows of their own."""
+        return {f: p for f, p in self._placements.items() if isinstance(p, Own)}
 
     def _weights(self) -> dict[str, Tensor | ShardedTensor]:
         """table -> its whole weight, sharded or not."""

@@ -161,8 +161,8 @@ _NONE, _DAMAGED = -1, -2
 
 
 def _newest_whole(root: Path) -> int:
-    steps = sorted(_steps(root), reverse=True)
-    for step in steps:
+    there = sorted(steps(root), reverse=True)
+    for step in there:
         try:
             found = open_checkpoint(root / step_name(step))
             if found.state.get("best"):
@@ -170,7 +170,7 @@ def _newest_whole(root: Path) -> int:
             return step
         except CheckpointError as error:
             log.warning("checkpoint skipped: %s", error)
-    return _DAMAGED if steps else _NONE
+    return _DAMAGED if there else _NONE
 
 
 def clear(root: Path, world: World) -> None:
@@ -186,7 +186,7 @@ def prune(root: Path, keep: int, best: str | None, world: World) -> None:
     """Removes all but the newest `keep` checkpoints, and best weights that none of them names."""
     if world.rank != 0:
         return
-    kept = sorted(_steps(root), reverse=True)
+    kept = sorted(steps(root), reverse=True)
     for step in kept[keep:]:
         shutil.rmtree(root / step_name(step), ignore_errors=True)
     named = {best}
@@ -208,7 +208,8 @@ def best_name(step: int) -> str:
     return f"best-{step:09d}"
 
 
-def _steps(root: Path) -> list[int]:
+def steps(root: Path) -> list[int]:
+    """The numbers of the checkpoints in a folder, whole or not."""
     return [int(p.name.split("-")[1]) for p in root.glob("step-*") if p.is_dir() and p.name.split("-")[1].isdigit()]
 
 

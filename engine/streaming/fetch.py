@@ -1,0 +1,183 @@
+"""Reads ahead of the learner in a thread of its own; where the learner is behind, partitions are paused."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeVar
+
+from engine.components import EventLog, LogReader, LogRecord
+from engine.errors import LogUnavailable
+
+log = logging.getLogger("plexrank.learning")
+
+T = TypeVar("T")
+
+AHEAD = 4
+"""Chunks that wait for the learner before fetching pauses."""
+_PATIENCE = (0.1, 2.0)  # seconds between two attempts at a log that does not answer, at first and at most
+_POLL = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Records of one partition, in order. next: offset behind the last. ended: the partition is read up to its end as
+    it was at the start."""
+
+    partition: int
+    records: Sequence[LogRecord]
+    next: int
+    ended: bool = False
+
+
+class Fetcher:
+    """Chunks of at most `chunk` records.
+
+    until: partition -> where it ends for this run. Then every partition in turn gives one whole chunk, so that the
+    order follows from the log alone; `after` is the partition that had its turn last. None: goes on for ever, in the
+    order in which records come. Errors of the log are raised by `get`; while it does not answer, `trouble` says why.
+    """
+
+    def __init__(
+        self,
+        source: EventLog,
+        positions: Mapping[int, int],
+        chunk: int,
+        *,
+        until: Mapping[int, int] | None = None,
+        after: int = -1,
+        ahead: int = AHEAD,
+    ) -> None:
+        self.trouble: str | None = None
+        self.paused = 0  # times that fetching had to wait for the learner
+        self._source, self._positions, self._chunk = source, dict(positions), chunk
+        self._until, self._after = until, after
+        self._lag: dict[int, int] = {}
+        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="plexrank-fetch", daemon=True)
+        self._thread.start()
+
+    def get(self, timeout: float) -> Chunk | None:
+        """The next chunk; None where none came in `timeout` seconds, or none will come any more (`done`)."""
+        try:
+            found = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    @property
+    def done(self) -> bool:
+        """Nothing comes any more."""
+        return not self._thread.is_alive() and self._queue.empty()
+
+    def lag(self) -> dict[int, int]:
+        """partition -> records that are not fetched yet, as of the last look."""
+        return dict(self._lag)
+
+    def close(self) -> None:
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.02)
+
+    # ------------------------------------------------------------------------------------------- the thread
+    def _run(self) -> None:
+        reader: LogReader | None = None
+        try:
+            reader = self._patiently(lambda: self._source.reader(self._positions))
+            if reader is None:
+                return
+            for chunk in self._whole(reader) if self._until is not None else self._as_they_come(reader):
+                self._lag = reader.lag()
+                if not self._put(chunk, reader):
+                    return
+            self._put(None, reader)
+        except BaseException as error:
+            self._put(error, None)
+        finally:
+            if reader is not None:
+                reader.close()
+
+    def _as_they_come(self, reader: LogReader) -> Iterator[Chunk]:
+        while not self._stop.is_set():
+            records = self._patiently(lambda: reader.poll(self._chunk, _POLL)) or []
+            for partition, some in groupby(sorted(records, key=lambda r: r.partition), lambda r: r.partition):
+                its = list(some)
+                yield Chunk(partition, its, its[-1].offset + 1)
+            if not records:
+                self._lag = reader.lag()
+
+    def _whole(self, reader: LogReader) -> Iterator[Chunk]:
+        """In turn, beginning behind the partition that had its turn last."""
+        assert self._until is not None
+        waiting = sorted(self._positions)
+        turn = [p for p in waiting if p > self._after] + [p for p in waiting if p <= self._after]
+        reader.pause(turn)
+        while turn and not self._stop.is_set():
+            partition = turn.pop(0)
+            chunk = self._fill(reader, partition, self._until[partition])
+            if chunk is None:
+                return
+            if not chunk.ended:
+                turn.append(partition)
+            yield chunk
+
+    def _fill(self, reader: LogReader, partition: int, end: int) -> Chunk | None:
+        """A whole chunk of one partition, or what is left of it up to its end; None: it is to stop."""
+        records: list[LogRecord] = []
+        reader.resume([partition])
+        while len(records) < self._chunk and self._positions[partition] < end:
+            left = self._chunk - len(records)
+            some = self._patiently(lambda left=left: reader.poll(left, 4 * _POLL))  # type: ignore[misc]
+            if some is None:
+                return None
+            records += [r for r in some if r.offset < end]
+            self._positions[partition] = max(self._positions[partition], reader.positions[partition])
+            if not some and next(iter(self._source.read({partition: self._positions[partition]}, 1)), None) is None:
+                self._positions[partition] = end  # what stands before it was erased
+        reader.pause([partition])
+        at = min(self._positions[partition], end)
+        return Chunk(partition, records, at, ended=at >= end)
+
+    def _patiently(self, ask: Callable[[], T]) -> T | None:
+        """Asks until the log answers; None: it is to stop."""
+        wait = _PATIENCE[0]
+        while not self._stop.is_set():
+            try:
+                found = ask()
+                self.trouble = None
+                return found
+            except LogUnavailable as error:
+                if self.trouble is None:
+                    log.warning("the event log does not answer: %s", error)
+                self.trouble = str(error)
+                self._stop.wait(wait)
+                wait = min(2 * wait, _PATIENCE[1])
+        return None
+
+    def _put(self, chunk: Chunk | BaseException | None, reader: LogReader | None) -> bool:
+        """Hands a chunk over; while the learner is behind, partitions are paused and a membership is kept alive."""
+        held = False
+        while not self._stop.is_set():
+            try:
+                self._queue.put(chunk, timeout=0.2)
+                if held and reader is not None:
+                    reader.resume(sorted(self._positions))
+                return True
+            except queue.Full:
+                if self._until is not None or reader is None:
+                    continue  # all but one are paused anyway
+                if not held:
+                    held, self.paused = True, self.paused + 1
+                    reader.pause(sorted(self._positions))
+                self._patiently(lambda: reader.poll(1, 0.0))
+        return False

@@ -1,0 +1,48 @@
+"""One learner a partition."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from engine.errors import EventError
+
+
+class PartitionLocks:
+    """Locked files, one a partition; they go with the process, kill -9 included. EventError names who has one."""
+
+    def __init__(self, folder: Path, partitions: Sequence[int]) -> None:
+        self._files: list[IO[str]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for partition in partitions:
+                self._files.append(_locked(folder / f"partition-{partition:05d}.lock", partition))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
+
+
+def _locked(path: Path, partition: int) -> IO[str]:
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read(100).strip() or "another process"
+        file.close()
+        raise EventError(
+            f"partition {partition} is learnt from by {holder} already ({path}): stop it, or share the partitions out "
+            "with --partitions; two learners would train every event twice"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()}\n")
+    file.flush()
+    return file

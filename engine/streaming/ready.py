@@ -1,0 +1,72 @@
+"""Examples that are joined and wait to be trained, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.streaming.emitted import Emitted
+
+_FIELDS = ("slot", "request", "item", "labels", "weight", "rate", "seconds", "kind")
+_DTYPES = (np.int64, np.int64, np.int64, np.float32, np.float32, np.float32, np.float64, np.int8)
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Consecutive examples; columns as in `Emitted`."""
+
+    slot: np.ndarray
+    request: np.ndarray
+    item: np.ndarray
+    labels: np.ndarray
+    weight: np.ndarray
+    rate: np.ndarray
+    seconds: np.ndarray
+    kind: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+
+class ReadyExamples:
+    """A queue. Rows of the pending store are free once the examples before their mark were taken."""
+
+    def __init__(self, tasks: int) -> None:
+        self._columns = {
+            name: np.empty((0, tasks) if name == "labels" else 0, dtype)
+            for name, dtype in zip(_FIELDS, _DTYPES, strict=True)
+        }
+        self._freed = np.empty(0, np.int64)
+        self._marks = np.empty(0, np.int64)  # examples that have to be taken before the slot beside it is free
+
+    def __len__(self) -> int:
+        return len(self._columns["slot"])
+
+    def push(self, emitted: Emitted) -> None:
+        if len(emitted):
+            self._columns = {n: np.concatenate([c, getattr(emitted, n)]) for n, c in self._columns.items()}
+        if len(emitted.freed):
+            self._freed = np.concatenate([self._freed, emitted.freed])
+            self._marks = np.concatenate([self._marks, np.full(len(emitted.freed), len(self))])
+
+    def pop(self, count: int) -> Examples:
+        """The first `count`, or all where there are fewer."""
+        taken = Examples(**{name: column[:count] for name, column in self._columns.items()})
+        self._columns = {name: column[count:] for name, column in self._columns.items()}
+        self._marks = self._marks - len(taken)
+        return taken
+
+    def free(self) -> np.ndarray:
+        """Slots int64 that nobody needs any more; to be asked for after the features of what was popped were taken."""
+        free = self._marks <= 0
+        slots, self._freed, self._marks = self._freed[free], self._freed[~free], self._marks[~free]
+        return slots
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {**{n: c.copy() for n, c in self._columns.items()}, "freed": self._freed, "marks": self._marks}
+
+    def load(self, state: Mapping[str, np.ndarray]) -> None:
+        self._columns = {name: np.array(state[name]) for name in _FIELDS}
+        self._freed, self._marks = np.array(state["freed"]), np.array(state["marks"])
