@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.errors import BundleError
 from engine.streaming.assembler import Assembler
 from engine.streaming.delta import Delta, merge
-from engine.streaming.delta_codec import MOST_PAYLOAD, Dtype, encode
+from engine.streaming.delta_codec import MOST_PAYLOAD, encode
 from engine.streaming.pointer import write_whole
 
 MOST_FILES = 128
@@ -57,12 +57,37 @@ class DeltaFiles:
     def __init__(self, folder: Path, most_files: int = MOST_FILES) -> None:
         self.folder, self.most_files = Path(folder), most_files
 
-    def write(self, delta: Delta, parts: Sequence[bytes], dtype: Dtype) -> None:
-        """Adds one, whole or not at all (OSError); dtype: of the file that older ones are merged to."""
-        self._put(delta, parts)
-        chain = self.of(delta.base, delta.epoch)
-        if len(chain) > self.most_files:
-            self._merge(chain[: len(chain) // 2], dtype)
+    def write(self, delta: Delta, parts: Sequence[bytes]) -> None:
+        """Adds one, whole or not at all (OSError). It is not synced: the log is what must outlive a power cut."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        framed = b"".join(piece for part in parts for piece in (struct.pack("<I", len(part)), part))
+        write_whole(self.folder / f"{delta.base}+{delta.epoch}.{delta.sequence}.delta", framed, durable=False)
+
+    def many(self, base: str, epoch: int) -> bool:
+        """Whether it is time to `shrink`."""
+        return len(self.of(base, epoch)) > self.most_files
+
+    def shrink(self, base: str, epoch: int) -> None:
+        """Makes the older half of a chain's files one, with the values that they have; then they are removed.
+
+        Ends at a damaged one. Beside `write` in another thread; OSError leaves all as it was.
+        """
+        chain = self.of(base, epoch)
+        found: list[Delta] = []
+        for file in chain[: len(chain) // 2]:
+            try:
+                read = file.read()
+            except BundleError:
+                read = None
+            if read is None or (found and read[0].after > found[-1].sequence):
+                break
+            found.append(read[0])
+        if len(found) < 2:
+            return
+        merged = merge(*found)
+        self.write(merged, encode(merged, "float32", MOST_PAYLOAD))
+        for file in chain[: len(found) - 1]:
+            file.path.unlink(missing_ok=True)
 
     def of(self, base: str, epoch: int) -> list[DeltaFile]:
         """The files of one chain in order."""
@@ -94,29 +119,6 @@ class DeltaFiles:
         for file in gone:
             file.path.unlink(missing_ok=True)
         return len(gone)
-
-    def _put(self, delta: Delta, parts: Sequence[bytes]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        framed = b"".join(piece for part in parts for piece in (struct.pack("<I", len(part)), part))
-        write_whole(self.folder / f"{delta.base}+{delta.epoch}.{delta.sequence}.delta", framed)
-
-    def _merge(self, chain: Sequence[DeltaFile], dtype: Dtype) -> None:
-        """One file in place of several; they are removed when it is there. One that is damaged ends the merging."""
-        found: list[Delta] = []
-        for file in chain:
-            try:
-                read = file.read()
-            except BundleError:
-                read = None
-            if read is None or (found and read[0].after > found[-1].sequence):
-                break
-            found.append(read[0])
-        if len(found) < 2:
-            return
-        merged = merge(*found)
-        self._put(merged, encode(merged, dtype, MOST_PAYLOAD))
-        for file in chain[: len(found) - 1]:
-            file.path.unlink(missing_ok=True)
 
     def _all(self) -> list[DeltaFile]:
         if not self.folder.is_dir():

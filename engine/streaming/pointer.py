@@ -63,17 +63,22 @@ def decode_pointer(raw: bytes, where: str) -> Pointer:
     return pointer
 
 
-def write_whole(path: Path, contents: bytes) -> None:
-    """A file that is there whole or not at all: written beside, synced, renamed. OSError leaves the old one."""
+def write_whole(path: Path, contents: bytes, *, durable: bool = True) -> None:
+    """A file that is there whole or not at all: written beside, synced, renamed. OSError leaves the old one.
+
+    durable: also after a power cut; without it only after the end of this process.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(contents)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).chmod(0o644)
         os.replace(name, path)
     except OSError:
         Path(name).unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)

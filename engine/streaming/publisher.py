@@ -79,6 +79,7 @@ class DeltaPublisher:
         self._announced: Pointer | None = None
         self._last: Delta | None = None
         self._lease: Lease | None = None
+        self._shrinking: threading.Thread | None = None
         self._lock = threading.RLock()
         if registry.known:
             self._own()
@@ -192,6 +193,8 @@ class DeltaPublisher:
     def close(self) -> None:
         """Lets the next publisher have the model; the logs are their owner's."""
         with self._lock:
+            if self._shrinking is not None:
+                self._shrinking.join(60)
             if self._lease is not None:
                 self._lease.release()
                 self._lease = None
@@ -261,9 +264,25 @@ class DeltaPublisher:
             return
         one.filed = True
         try:
-            self.files.write(one.delta, one.parts, self.dtype)
+            self.files.write(one.delta, one.parts)
         except (OSError, BundleError) as error:
             log.warning("%s: no file of delta %s: %s", self.files.folder, one.delta.version, error)
+        self._shrink(one.delta)
+
+    def _shrink(self, delta: Delta) -> None:
+        """Many files become few in a thread of their own: it takes a second, and the next delta must not wait."""
+        files = self.files
+        if (self._shrinking is not None and self._shrinking.is_alive()) or not files.many(delta.base, delta.epoch):
+            return
+
+        def shrink() -> None:
+            try:
+                files.shrink(delta.base, delta.epoch)
+            except (OSError, BundleError) as error:
+                log.warning("%s: the files stay as many as they are: %s", files.folder, error)
+
+        self._shrinking = threading.Thread(target=shrink, name="plexrank-delta-files", daemon=True)
+        self._shrinking.start()
 
     def _announce(self) -> None:
         """Tells `models` of a pointer that it does not have, whoever set it."""

@@ -223,7 +223,9 @@ def test_many_files_become_few_and_hold_the_same_rows(tmp_path):
     files = DeltaFiles(tmp_path, most_files=8)
     for sequence in range(1, 51):
         delta = a_delta(A, 1, sequence)
-        files.write(delta, encode(delta, "float32"), "float32")
+        files.write(delta, encode(delta, "float32"))
+        if files.many(A, 1):
+            files.shrink(A, 1)
     assert len(list(tmp_path.iterdir())) <= 8
     rows: dict[int, float] = {}
     at = 0
@@ -240,10 +242,11 @@ def test_a_replica_in_the_middle_of_a_merged_file_catches_up(world, publisher):
     publisher.publish(a_delta(A, 1, 1))
     _, scorer = world.follower()
     wait_for(lambda: scorer.at == f"{A}+1.1", "the first")
-    files = DeltaFiles(world.registry.folder / "deltas", most_files=4)
+    files = DeltaFiles(world.registry.folder / "deltas")
     for sequence in range(2, 12):
         delta = a_delta(A, 1, sequence)
-        files.write(delta, encode(delta, "float32"), "float32")
+        files.write(delta, encode(delta, "float32"))
+    files.shrink(A, 1)
     publisher.close()
     world.deltas.append([("films", part) for part in encode(a_delta(A, 1, 12), "float32")])
     wait_for(lambda: scorer.at == f"{A}+1.12", "the twelfth")
@@ -254,7 +257,7 @@ def test_a_truncated_file_ends_the_catching_up_with_its_name(tmp_path):
     files = DeltaFiles(tmp_path)
     for sequence in (1, 2):
         delta = a_delta(A, 1, sequence)
-        files.write(delta, encode(delta, "float32"), "float32")
+        files.write(delta, encode(delta, "float32"))
     os.truncate(tmp_path / f"{A}+1.2.delta", 100)
     found = files.after(A, 1, 0)
     assert next(found)[0].sequence == 1
@@ -265,7 +268,7 @@ def test_a_truncated_file_ends_the_catching_up_with_its_name(tmp_path):
 def test_a_file_that_holds_another_delta_than_its_name_says_is_refused(tmp_path):
     files = DeltaFiles(tmp_path)
     delta = a_delta(A, 1, 1)
-    files.write(delta, encode(delta, "float32"), "float32")
+    files.write(delta, encode(delta, "float32"))
     (tmp_path / f"{A}+1.1.delta").rename(tmp_path / f"{A}+1.2.delta")
     (file,) = files.of(A, 1)
     with pytest.raises(BundleError, match=r"holds a+\+1\.1"):
