@@ -276,7 +276,7 @@ def test_a_file_that_holds_another_delta_than_its_name_says_is_refused(tmp_path)
 
 
 def test_a_full_disk_for_files_does_not_keep_deltas_from_the_log(world, publisher, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("engine.streaming.delta_files.write_whole", full)
