@@ -38,18 +38,28 @@ class Deadlines:
 
     def before(self, limit: float) -> np.ndarray:
         """Rows whose deadline is less than `limit`, int64, by deadline and then by row."""
-        return self._in_order(np.flatnonzero(self._least < limit), limit)
+        blocks = np.flatnonzero(self._least < limit)
+        return self._in_order(blocks, self._blocks[blocks] < limit)
 
     def first(self, count: int) -> np.ndarray:
         """The `count` rows with the earliest deadlines (fewer where fewer have one), in that order."""
         blocks = np.flatnonzero(self._least < np.inf)
+        if not count or not len(blocks):
+            return np.empty(0, np.int64)
         if count < len(blocks):  # each of the first is in a block whose minimum is no later than the count-th minimum
             least = self._least[blocks]
-            blocks = blocks[least <= np.partition(least, count - 1)[count - 1]]
-        return self._in_order(blocks, np.inf)[:count]
-
-    def _in_order(self, blocks: np.ndarray, limit: float) -> np.ndarray:
+            blocks = blocks[least <= _nth(least, count)]
         values = self._blocks[blocks]
-        block, place = np.nonzero(values < limit)
+        latest = min(_nth(values.reshape(-1), count), np.finfo(float).max)
+        return self._in_order(blocks, values <= latest)[:count]
+
+    def _in_order(self, blocks: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Rows of blocks [b] where `wanted`, bool [b, 256]."""
+        block, place = np.nonzero(wanted)
         rows = blocks[block] * _BLOCK + place
-        return rows[np.lexsort((rows, values[block, place]))]
+        return rows[np.lexsort((rows, self._blocks.reshape(-1)[rows]))]
+
+
+def _nth(values: np.ndarray, count: int) -> float:
+    """The count-th smallest, inf where there are not so many."""
+    return float(np.partition(values, count - 1)[count - 1]) if count <= len(values) else np.inf
