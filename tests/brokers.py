@@ -94,6 +94,9 @@ class Broker:
         self.name, self.bootstrap, self.process = name, bootstrap, process
         self.options: dict[str, Any] = {"bootstrap_servers": [bootstrap], **options}
 
+    def make_topic(self, name: str, partitions: int) -> None:
+        """With exactly so many partitions; for brokers that are too old to be told by a client."""
+
     def kill(self) -> None:
         """kill -9."""
         assert self.process is not None
@@ -111,6 +114,19 @@ class Broker:
     def go_on(self) -> None:
         assert self.process is not None
         self.process.go_on()
+
+
+class OldKafka(Broker):
+    """Apache Kafka from before clients could make topics."""
+
+    def __init__(self, name: str, bootstrap: str, process: Process, jars: Path, zookeeper: str) -> None:
+        super().__init__(name, bootstrap, process, api_version="0.9")
+        self._jars, self._zookeeper = jars, zookeeper
+
+    def make_topic(self, name: str, partitions: int) -> None:
+        what = ["--create", "--topic", name, "--partitions", str(partitions), "--replication-factor", "1"]
+        command = ["java", "-cp", f"{self._jars}/*", "kafka.admin.TopicCommand", "--zookeeper", self._zookeeper, *what]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def tansu_broker(folder: Path, storage: str = "memory://tansu/", environment: dict[str, str] | None = None) -> Broker:
@@ -236,7 +252,7 @@ def kafka09(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     )
     kafka = Process(_java(jars, "kafka.Kafka", server), port, folder / "kafka")
     with running(quorum, kafka):
-        yield Broker("kafka09", f"127.0.0.1:{port}", kafka, api_version="0.9")
+        yield OldKafka("kafka09", f"127.0.0.1:{port}", kafka, jars, f"127.0.0.1:{keeper}")
 
 
 @pytest.fixture(scope="session")

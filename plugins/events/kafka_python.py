@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -31,6 +32,9 @@ try:
 except ImportError as missing:
     raise PluginError("event log 'kafka' needs kafka-python: pip install 'plexrank[kafka]'") from missing
 
+
+if logging.getLogger("kafka").level == logging.NOTSET:  # it logs each attempt; what matters is raised as LogUnavailable
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 _NO_ID = str(uuid.UUID(int=0))
 
@@ -193,6 +197,9 @@ class PythonConsumer(Consumer):
     def __init__(self, client: PythonClient, consumer: kafka.KafkaConsumer, topic: str, grouped: bool) -> None:
         self._client, self._consumer, self._topic, self._grouped = client, consumer, topic, grouped
         self._timeout = client.options.timeout_ms
+        self._paused: set[int] = set()
+        self._given: list[int] | None = None  # by the group, and not begun yet
+        self._begin: Callable[[Sequence[int]], Mapping[int, int]] | None = None
 
     def _of(self, partition: int) -> kafka.TopicPartition:
         return kafka.TopicPartition(self._topic, partition)
@@ -212,20 +219,29 @@ class PythonConsumer(Consumer):
         self.seek(positions)
 
     def subscribe(self, begin: Callable[[Sequence[int]], Mapping[int, int]]) -> None:
+        self._begin = begin
         outer = self
 
         class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
             def on_partitions_revoked(self, revoked: Any) -> None:
-                return
+                outer._given = None
 
             def on_partitions_assigned(self, assigned: Any) -> None:
-                outer.seek(begin([place.partition for place in assigned]))
+                """Runs in the client's own thread, where nothing may be asked: the next poll finds where to begin."""
+                outer._consumer.pause(*assigned)
+                for place in assigned:
+                    outer._consumer.seek(place, 0)
+                outer._given = [place.partition for place in assigned]
 
         self._consumer.subscribe([self._topic], listener=Listener())
 
     def poll(self, limit: int, timeout: float) -> Fetched:
         with self._told("reading"):
             answer = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=limit)
+        if self._given is not None and self._begin is not None:
+            given, self._given = self._given, None
+            self.seek(self._begin(given))
+            self._consumer.resume(*[self._of(partition) for partition in given if partition not in self._paused])
         records: list[LogRecord] = []
         tombstones: list[tuple[int, int, str]] = []
         for place, found in answer.items():
@@ -286,9 +302,11 @@ class PythonConsumer(Consumer):
             raise self._client.unavailable(f"committing offsets of topic {self._topic}", _words(error)) from error
 
     def pause(self, partitions: Sequence[int]) -> None:
-        self._consumer.pause(*[place for place in self._mine() if place.partition in set(partitions)])
+        self._paused.update(partitions)
+        self._consumer.pause(*[place for place in self._mine() if place.partition in self._paused])
 
     def resume(self, partitions: Sequence[int]) -> None:
+        self._paused.difference_update(partitions)
         self._consumer.resume(*[place for place in self._mine() if place.partition in set(partitions)])
 
     def close(self) -> None:
