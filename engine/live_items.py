@@ -148,27 +148,28 @@ class LiveItems:
             self._vectors = {}  # of another encoder
             self._enter(served, [*self._said.values()], anew=True)
 
+    def take_encoder(self, part: Delta) -> None:
+        """A delta's part for the retrieval encoder, with its vectors: users' and items' vectors change together.
+
+        BundleError where it does not fit the bundle's encoder: nothing was changed. One of another bundle, which is on
+        its way in or out, is left out.
+        """
+        with self._changing:
+            served = self.holder.served
+            if part.base == served.bundle.version:
+                self._follow(served.with_encoder(part), part.vectors)
+
     def upsert_vectors(self, vectors: ItemVectors) -> None:
         """A learner's vectors of items, into the retriever. Those of items that are not here yet wait for them.
 
         BundleError where they do not fit the bundle's encoder.
         """
         with self._changing:
-            self._take_vectors(self.holder.served, vectors)
+            self._follow(self.holder.served.with_vectors(vectors), vectors)
 
-    def take_encoder(self, part: Delta) -> None:
-        """A delta's part for the retrieval encoder, with its vectors: users' and items' vectors change together.
-
-        BundleError where it does not fit the bundle's encoder.
-        """
-        with self._changing:
-            self._take_vectors(self.holder.served.with_encoder(part), part.vectors)
-
-    def _take_vectors(self, served: Served, vectors: ItemVectors | None) -> None:
-        """Serves it, with these vectors."""
-        changed = served if vectors is None else served.with_vectors(vectors)
-        if changed is not self.holder.served:
-            self.holder.swap(changed)
+    def _follow(self, served: Served, vectors: ItemVectors | None) -> None:
+        if served is not self.holder.served:
+            self.holder.swap(served)
         if vectors is not None:
             for n in np.flatnonzero(served.catalogue.rows(vectors.ids) < 0).tolist():
                 self._vectors.pop(vectors.ids[n], None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +27,7 @@ from engine.errors import BundleError, PlexrankError, PluginError, RequestError
 from engine.plugins import Plugins
 from engine.retrieval import EncoderModel, item_batch
 from engine.schema import FeatureSpec, Schema
+from engine.streaming.apply import check_fit
 from engine.streaming.delta import Delta, ItemVectors
 from engine.streaming.encoder_delta import with_part
 
@@ -36,8 +37,8 @@ class Served:
     """Made once a bundle; requests that began with it end with it, also while another takes its place.
 
     sources: (name, candidates asked for, source) in the configuration's order. popular: catalogue rows by positives.
-    tower: the retrieval encoder, where there is one. config, plugins: what sources and rerankers are made of again when
-    items change. learned bool [items]: whose vectors a learner gave; None where it gave none.
+    config, plugins: what sources and rerankers are made of again when items change. learned bool [items]: whose vectors
+    a learner gave; None where it gave none.
     """
 
     bundle: Bundle
@@ -45,7 +46,6 @@ class Served:
     sources: tuple[tuple[str, int, CandidateSource], ...]
     rerankers: tuple[tuple[str, Reranker], ...]
     popular: np.ndarray
-    tower: EncoderModel | None = None
     config: ServingConfig = field(default_factory=ServingConfig)
     plugins: Plugins | None = None
     learned: np.ndarray | None = None
@@ -69,15 +69,16 @@ class Served:
     def of(cls, bundle: Bundle, config: ServingConfig, plugins: Plugins) -> Served:
         """The parts that the configuration names, over an open bundle."""
         tower = bundle.encoder_model(plugins)
+        encode_user = None if tower is None else UserEncoder(bundle, tower, bundle.catalogue)
         context = SourceContext(
             catalogue=bundle.catalogue,
             counts=bundle.item_counts,
             latest=bundle.item_latest,
             retriever=_retriever(bundle, plugins),
-            encode_user=_user_encoder(bundle, tower, bundle.catalogue),
+            encode_user=encode_user,
             vectors=bundle.item_vectors,
         )
-        return cls(bundle, context, (), (), _by_positives(context), tower, config, plugins)._assembled()
+        return cls(bundle, context, (), (), _by_positives(context), config, plugins)._assembled()
 
     def _assembled(self) -> Served:
         """With sources and rerankers made anew over the context; without plugins those that are there stay."""
@@ -102,6 +103,12 @@ class Served:
         assert isinstance(self.context.catalogue, ArrowCatalogue)
         return self.context.catalogue
 
+    @property
+    def tower(self) -> EncoderModel | None:
+        """The retrieval encoder, where there is one: the bundle's, or what a learner made of it."""
+        encode_user = self.context.encode_user
+        return encode_user.tower if isinstance(encode_user, UserEncoder) else None
+
     # ------------------------------------------------------------------------------------------------ growth
     def with_items(self, ids: Sequence[str], features: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> Served:
         """One in which these items read otherwise, or are new (see `ArrowCatalogue.updated`); this one stays as it is.
@@ -115,18 +122,19 @@ class Served:
         latest = np.concatenate([self.context.latest, np.zeros(new, np.int64)])
         is_new = rows >= len(before)
         np.maximum.at(latest, rows[is_new], np.asarray(seconds, dtype=np.float64).astype(np.int64)[is_new])
+        tower = self.tower
         context = replace(
             self.context,
             catalogue=catalogue,
             counts=np.concatenate([self.context.counts, np.zeros(new, np.int64)]),
             latest=latest,
-            encode_user=_user_encoder(self.bundle, self.tower, catalogue),
+            encode_user=None if tower is None else UserEncoder(self.bundle, tower, catalogue),
         )
         learned = None if self.learned is None else np.concatenate([self.learned, np.zeros(new, bool)])
-        if self.tower is not None and context.vectors is not None:
+        if tower is not None and context.vectors is not None:
             read = np.unique(rows)
             read = read if learned is None else read[~learned[read]]
-            vectors = _item_vectors(self.tower, self.bundle, catalogue, read)
+            vectors = _item_vectors(tower, self.bundle, catalogue, read)
             context.vectors = np.concatenate([context.vectors, np.zeros((new, vectors.shape[1]), np.float32)])
             context.vectors[read] = vectors
             if context.retriever is not None and len(read):
@@ -134,20 +142,34 @@ class Served:
         popular = np.concatenate([self.popular, np.arange(len(before), len(catalogue))])  # without a positive: last
         return replace(self, context=context, popular=popular, learned=learned)._assembled()
 
+    def with_encoder(self, part: Delta) -> Served:
+        """One whose encoder is what a learner made of it, and whose items have the vectors of the same delta.
+
+        part: the encoder's (`engine.streaming.encoder_delta.apart`). Both are written in place, as in `with_vectors`.
+        BundleError where it does not fit: nothing was changed.
+        """
+        tower, encode_user = self.check_encoder(part), self.context.encode_user
+        assert isinstance(encode_user, UserEncoder)
+        encode_user.tower = with_part(tower, part)
+        return self if part.vectors is None else self.with_vectors(part.vectors)
+
+    def check_encoder(self, part: Delta) -> EncoderModel:
+        """The encoder that such a part of a delta fits; BundleError where it fits none."""
+        tower = self.tower
+        if tower is None:
+            raise BundleError(f"{self.bundle.name} has no retrieval encoder, but delta {part.version} is of one")
+        check_fit(tower, part)
+        if part.vectors is not None:
+            self._check_vectors(part.vectors)
+        return tower
+
     def with_vectors(self, vectors: ItemVectors) -> Served:
         """One whose retriever and rerankers know these vectors; of items that the catalogue does not hold, none.
 
         After the first of them the vectors are this chain's own and are written in place. BundleError where they do
         not fit the encoder.
         """
-        there, retriever = self.context.vectors, self.context.retriever
-        if there is None or retriever is None:
-            raise BundleError(f"{self.bundle.name} has no retrieval encoder, so that item vectors have no place in it")
-        if vectors.values.shape != (len(vectors.ids), there.shape[1]) or not np.isfinite(vectors.values).all():
-            raise BundleError(
-                f"item vectors of shape {vectors.values.shape} for {len(vectors.ids)} items: "
-                f"finite ones of width {there.shape[1]} are wanted"
-            )
+        there, retriever = self._check_vectors(vectors), self.context.retriever
         rows, first = np.unique(self.catalogue.rows(vectors.ids)[::-1], return_index=True)  # of several the last
         values = np.ascontiguousarray(vectors.values[::-1][first][rows >= 0], dtype=np.float32)
         rows = rows[rows >= 0]
@@ -159,22 +181,21 @@ class Served:
         assert served.learned is not None
         served.context.vectors[rows] = values
         served.learned[rows] = True
-        if len(rows):
+        if retriever is not None and len(rows):
             retriever.upsert(rows, values)
         return served
 
-    def with_encoder(self, part: Delta) -> Served:
-        """One whose users' vectors are made with this part of a delta (`engine.streaming.encoder_delta`).
-
-        Rows are written in place, into tables that both share. BundleError where the part does not fit.
-        """
-        if self.tower is None:
-            raise BundleError(f"{self.bundle.name} has no retrieval encoder, so that a part of one has no place in it")
-        tower = with_part(self.tower, part)
-        if tower is self.tower:
-            return self
-        context = replace(self.context, encode_user=_user_encoder(self.bundle, tower, self.catalogue))
-        return replace(self, context=context, tower=tower)._assembled()
+    def _check_vectors(self, vectors: ItemVectors) -> np.ndarray:
+        """The items' vectors that are there."""
+        there = self.context.vectors
+        if there is None or self.context.retriever is None:
+            raise BundleError(f"{self.bundle.name} has no retrieval encoder, so that item vectors have no place in it")
+        if vectors.values.shape != (len(vectors.ids), there.shape[1]) or not np.isfinite(vectors.values).all():
+            raise BundleError(
+                f"item vectors of shape {vectors.values.shape} for {len(vectors.ids)} items: "
+                f"finite ones of width {there.shape[1]} are wanted"
+            )
+        return there
 
     def changed_items(self, rows: np.ndarray) -> dict[str, list[Any]]:
         """What a ranking's items read that the bundle does not hold: feature -> raw values of rows int64 [n] (-1: an
@@ -229,6 +250,26 @@ class Served:
             raise RequestError(f"the model has no {sides[0]} feature '{name}'{hint}", pointer=pointer)
 
 
+class UserEncoder:
+    """The user tower: (state, request with `features` and `context`) -> float32 [D].
+
+    tower: may be replaced by what a learner made of it; a call goes on with what it began with.
+    """
+
+    def __init__(self, bundle: Bundle, tower: EncoderModel, catalogue: ArrowCatalogue) -> None:
+        self.tower = tower
+        self._encoder, self._schema, self._catalogue = bundle.encoder, bundle.schema, catalogue
+
+    def __call__(self, state: UserState, request: Mapping[str, Any]) -> np.ndarray:
+        values = user_values(self._schema, state, request.get("features") or {})
+        query = ScoreRequest(values, history_values(self._schema, state), [], context=request.get("context") or {})
+        with torch.inference_mode():
+            vector = self.tower.users(self._encoder.encode_request(query, self._catalogue))[0].numpy()
+        if not np.isfinite(vector).all():
+            raise PlexrankError("the user's vector is not finite")
+        return vector
+
+
 def user_values(schema: Schema, state: UserState, features: Mapping[str, Any]) -> dict[str, Any]:
     """Values by feature: what is stored, over it the user's id, over it what the request says."""
     values = dict(state.features)
@@ -276,23 +317,3 @@ def _item_vectors(tower: EncoderModel, bundle: Bundle, catalogue: ArrowCatalogue
     if not np.isfinite(made).all():
         raise PlexrankError("the vector of an item is not finite")
     return made
-
-
-def _user_encoder(
-    bundle: Bundle, tower: EncoderModel | None, catalogue: ArrowCatalogue
-) -> Callable[[UserState, Mapping[str, Any]], np.ndarray] | None:
-    """The user tower: (state, request with `features` and `context`) -> float32 [D]."""
-    if tower is None:
-        return None
-    encoder, schema = bundle.encoder, bundle.schema
-
-    def encode_user(state: UserState, request: Mapping[str, Any]) -> np.ndarray:
-        values = user_values(schema, state, request.get("features") or {})
-        query = ScoreRequest(values, history_values(schema, state), [], context=request.get("context") or {})
-        with torch.inference_mode():
-            vector = tower.users(encoder.encode_request(query, catalogue))[0].numpy()
-        if not np.isfinite(vector).all():
-            raise PlexrankError("the user's vector is not finite")
-        return vector
-
-    return encode_user

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from engine.bundle import Bundle
 from engine.components import LogRecord, ScoreRequest, UserState
@@ -20,7 +22,7 @@ from engine.live_items import LiveItems
 from engine.pipeline import Pipeline, Query
 from engine.plugins import Plugins
 from engine.served import Served
-from engine.streaming.delta import ItemVectors
+from engine.streaming.delta import Delta, ItemVectors, TableRows
 from plugins.scorers.inproc import InprocScorer
 from plugins.state.sqlite import SqliteStateStore
 
@@ -284,6 +286,44 @@ def test_a_learners_vectors_move_items_in_the_retriever(world: World) -> None:
         world.live.upsert_vectors(ItemVectors(["7"], np.zeros((1, width + 1), np.float32)))
     with pytest.raises(BundleError, match="finite"):
         world.live.upsert_vectors(ItemVectors(["7"], np.full((1, width), np.nan, np.float32)))
+
+
+def test_the_encoder_goes_where_a_learner_took_it_together_with_its_items(world: World) -> None:
+    """Rows of users and a tower; what does not fit leaves users and items as they were."""
+    served, state = world.served, UserState("u3", {}, ["4", "7"], [0, 0], [])
+    tower, encode = served.tower, served.context.encode_user
+    assert tower is not None
+    table = tower.embedding.weights["t_user_id"]  # type: ignore[union-attr, index]
+    part = Delta(
+        "tiny", world.served.bundle.version, 0, 1, 0.0, 0.0,
+        tables={"t_user_id": TableRows(np.arange(len(table)), -table.numpy())},
+        dense={n: t * 0.5 for n, t in tower.state_dict().items() if n.startswith("encoder.")},
+    )  # fmt: skip
+    before = encode(state, {})
+    width = len(before)
+    wrong = ItemVectors(["3"], np.zeros((1, width + 1), np.float32))
+    with pytest.raises(BundleError, match="are wanted"):
+        world.live.take_encoder(replace(part, vectors=wrong))
+    with pytest.raises(BundleError, match="no such table"):
+        world.live.take_encoder(replace(part, tables={"t_shoe": part.tables["t_user_id"]}))
+    world.live.take_encoder(replace(part, base="0123456789ab"))
+    assert np.array_equal(encode(state, {}), before)
+    reference = Served.open(world.bundle, None, world.plugins)
+    assert reference.tower is not None
+    wanted = reference.tower.state_dict() | dict(part.dense)
+    wanted["embedding.weights.t_user_id"] = torch.from_numpy(part.tables["t_user_id"].values)
+    reference.tower.load_state_dict(wanted)
+    world.live.take_encoder(replace(part, vectors=ItemVectors(["3"], before[None] * 9)))
+    np.testing.assert_allclose(
+        world.served.context.encode_user(state, {}), reference.context.encode_user(state, {}), atol=1e-6
+    )
+    assert np.array_equal(world.served.context.vectors[3], before * 9)  # type: ignore[index]
+    world.say("new", WAR)  # its vector is made by the encoder as it is now
+    np.testing.assert_allclose(
+        world.served.context.vectors[30],  # type: ignore[index]
+        reference.with_items(["new"], [WAR], [NOW]).context.vectors[30],  # type: ignore[index]
+        atol=1e-6,
+    )
 
 
 def test_a_bundle_without_an_encoder_takes_new_items_but_no_vectors(

@@ -70,6 +70,7 @@ class Scorer(Component, ABC):
 
         DeltaGap where it does not follow what is there (another base, epoch or parent): nothing was changed, and the
         caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.
+        What it holds of the retrieval encoder (`engine.streaming.encoder_delta`) is passed over.
         """
 
     def items_changed(self, version: str, catalogue: Catalogue, rows: np.ndarray | None) -> None:

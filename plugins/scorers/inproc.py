@@ -21,6 +21,7 @@ from engine.model import RankingModel
 from engine.plugins import installed
 from engine.streaming.apply import Chain, Step, check_fit, with_dense, with_own_dense, write_rows
 from engine.streaming.delta import Delta
+from engine.streaming.encoder_delta import apart
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class InprocScorer(Scorer):
 
         The first delta of a newer chain over the same bundle begins from the bundle's own weights, read again.
         """
+        delta, _ = apart(delta)
         with self._changing:
             loaded = self._now()
             step = loaded.chain.step(delta)
