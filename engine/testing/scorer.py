@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from engine.bundle import Bundle
 from engine.components import Scorer, ScoreRequest
-from engine.errors import BundleError
+from engine.errors import BundleError, DeltaGap
+from engine.streaming.apply import TABLES
+from engine.streaming.delta import Delta, TableRows
 from engine.testing.contract import Contract, Options
 
 
 def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) -> None:
-    """Probabilities for any number of items, explanations, health, and a bad bundle that changes nothing.
+    """Probabilities for any number of items, explanations, health, a bad bundle that changes nothing; row deltas that
+    change scores and version, and those that do not follow or fit, which change nothing.
 
     bundle: a bundle to score with, as `plexrank train` writes.
     """
@@ -54,6 +58,89 @@ def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) ->
         contract.holds(
             np.array_equal(before[task], after[task]), "must go on with the old bundle when a new one is refused"
         )
+    _check_deltas(contract, scorer, bundle, request, tasks)
+
+
+def _check_deltas(contract: Contract, scorer: Scorer, path: Path, request: ScoreRequest, tasks: list[str]) -> None:
+    bundle = Bundle.open(path)
+    state = bundle.frozen_tensors()
+    tables = {n.removeprefix(TABLES): t for n, t in state.items() if n.startswith(TABLES)}
+    dense = {n: t for n, t in state.items() if not n.startswith("embedding.") and t.is_floating_point()}
+
+    def delta(sequence: int = 1, **changes: Any) -> Delta:
+        parts: dict[str, Any] = {"model": bundle.name, "base": bundle.version, "epoch": 1, "sequence": sequence}
+        return Delta(**(parts | {"created": 0.0, "newest": 0.0, "tables": {}} | changes))
+
+    every = {n: TableRows(np.arange(len(t)), t.numpy() * np.float32(-3.0)) for n, t in tables.items()}
+    contract.holds(
+        scorer.version == bundle.version, f"must name the bundle's version {bundle.version} once it is loaded"
+    )
+    first = _score(contract, scorer, request, tasks)
+    with contract.when("applying a delta"):
+        scorer.apply(delta(1, tables=every, dense={n: t * 2.0 for n, t in dense.items() if "running_" not in n}))
+    moved = _score(contract, scorer, request, tasks)
+    contract.holds(
+        any(not np.array_equal(first[t], moved[t]) for t in tasks), "must score with a delta's rows and tensors"
+    )
+    _stands_at(contract, scorer, request, delta(1).version)
+    with contract.when("applying a delta again"):
+        scorer.apply(delta(1, tables={n: TableRows(p.rows, p.values * 9) for n, p in every.items()}))
+    wrong: list[tuple[str, Delta, type[BundleError]]] = [
+        ("another bundle's delta", delta(2, base="0" * 12), DeltaGap),
+        ("a delta behind a missing one", delta(3), DeltaGap),
+        ("a delta of a chain that was left", delta(2, epoch=0), DeltaGap),
+        ("another model's delta", delta(2, model="not-this-one"), BundleError),
+        ("a table that is not there", delta(2, tables={"no table": _rows(1, 4)}), BundleError),
+        ("a tensor that is not there", delta(2, dense={"no.tensor": torch.zeros(1)}), BundleError),
+    ]
+    for name, table in tables.items():
+        rows, width = table.shape
+        beyond = TableRows(np.array([rows]), np.zeros((1, width), np.float32))
+        nan = TableRows(np.array([0]), np.full((1, width), np.nan, np.float32))
+        wrong.append((f"rows of another width in '{name}'", delta(2, tables={name: _rows(1, width + 1)}), BundleError))
+        wrong.append((f"a row beyond '{name}'", delta(2, tables={name: beyond}), BundleError))
+        wrong.append((f"NaN in '{name}'", delta(2, tables={name: nan}), BundleError))
+    for name, tensor in [*dense.items()][:1]:
+        wrong.append((f"NaN in '{name}'", delta(2, dense={name: tensor * torch.nan}), BundleError))
+    for what, bad, kind in wrong:
+        _refuses(contract, scorer, what, bad, kind)
+        after = _score(contract, scorer, request, tasks)
+        contract.holds(all(np.array_equal(moved[t], after[t]) for t in tasks), f"must score as before after {what}")
+        _stands_at(contract, scorer, request, delta(1).version)
+    with contract.when("applying the next delta"):
+        scorer.apply(delta(2, tables=every))
+    _stands_at(contract, scorer, request, delta(2).version)
+    with contract.when("in load, after deltas"):
+        scorer.load(path)
+    again = _score(contract, scorer, request, tasks)
+    contract.holds(
+        all(np.allclose(first[t], again[t], atol=1e-6) for t in tasks), "must leave deltas behind when it loads"
+    )
+    _stands_at(contract, scorer, request, bundle.version)
+
+
+def _rows(count: int, width: int) -> TableRows:
+    return TableRows(np.arange(count), np.zeros((count, width), np.float32))
+
+
+def _stands_at(contract: Contract, scorer: Scorer, request: ScoreRequest, version: str) -> None:
+    with contract.when("asked for its version"):
+        found = {scorer.version, scorer.score(request).version}
+    contract.holds(found == {version}, f"must say {version} in `version` and in its scores, not {sorted(found)}")
+
+
+def _refuses(contract: Contract, scorer: Scorer, what: str, delta: Delta, kind: type[BundleError]) -> None:
+    try:
+        scorer.apply(delta)
+    except BundleError as error:
+        contract.holds(
+            isinstance(error, DeltaGap) == (kind is DeltaGap),
+            f"must refuse {what} with {kind.__name__}, not {type(error).__name__}: at a gap the bundle is loaded",
+        )
+    except Exception as error:
+        contract.fails(f"must refuse {what} with {kind.__name__}, not {type(error).__name__}")
+    else:
+        contract.fails(f"must refuse {what}")
 
 
 def _score(contract: Contract, scorer: Scorer, request: ScoreRequest, tasks: list[str]) -> dict[str, np.ndarray]:

@@ -120,3 +120,44 @@ def test_a_bad_file_and_bad_vectors_are_refused_by_name(tmp_path) -> None:
         made().build(np.array([7, 7]), np.ones((2, DIM), np.float32))
     with pytest.raises(ValueError, match=r"wanted \[2, 8\]"):
         made().build(np.array([7, 8]), np.ones((2, 5), np.float32))
+
+
+def test_searches_under_changes_find_whole_items_and_none_that_is_gone() -> None:
+    """Items come, move and go, so that the table grows and is tidied up; an item's vector says whose it is: its place
+    in the first column, a length of one. A search may miss what has just changed, but finds nothing that never was."""
+    index, stop, wrong = made(block=32), threading.Event(), []
+    queries = np.zeros((2, DIM), np.float32)
+    queries[:, 0] = 1.0, -1.0
+
+    def vectors(ids: np.ndarray, turn: int) -> np.ndarray:
+        of = np.zeros((len(ids), DIM), np.float32)
+        of[:, 0] = ids / 1000.0
+        of[:, 1 + turn % (DIM - 1)] = 1.0
+        return of
+
+    always = np.arange(0, 1000, 50)
+    index.build(always, vectors(always, 0))
+
+    def look() -> None:
+        while not stop.is_set():
+            found, scores = index.search(queries, 400)
+            for ids, values, sign in zip(found, scores, (1.0, -1.0), strict=True):
+                ids, values = ids[ids >= 0], values[ids >= 0]
+                if len(np.unique(ids)) < len(ids) or not np.allclose(values, sign * ids / 1000.0, atol=1e-6):
+                    wrong.append((ids, values))
+            if not np.isin(always, found[0]).all():
+                wrong.append(found)
+
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    random = np.random.default_rng(3)
+    for turn in range(400):
+        coming = np.setdiff1d(np.unique(random.integers(0, 300, 20)), always)
+        index.upsert(coming, vectors(coming, turn))
+        index.upsert(always, vectors(always, turn))
+        index.delete(random.permutation(coming)[:10])
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong, wrong[:2]
