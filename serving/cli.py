@@ -56,6 +56,8 @@ def serve(
     """
     logging.basicConfig(level=log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     serving = None if config is None else load_config(config).serving
+    if bundle is None and models is None and (serving is None or serving.models is None):
+        raise typer.BadParameter("name a bundle, or a registry with --models", param_hint="BUNDLE")
     service = Service.open(bundle, serving, state_dir, models=models)
     settings = service.config
     host, port = host or settings.host, settings.port if port is None else port

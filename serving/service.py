@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from engine.bundle import Bundle, read_manifest
+from engine.bundle import Bundle, Manifest, read_manifest
 from engine.components import EventLog, Scorer, StateStore, UserState
 from engine.config import ServingConfig
 from engine.deadline import Workers
@@ -119,10 +119,11 @@ class Service:
         """
         plugins = plugins or installed()
         registry = None
-        if models is None and config is not None and config.models is not None:
-            models = Path(config.models)
+        manifest = None if bundle is None else read_manifest(bundle)
+        if models is None:
+            models = _models_of(config, manifest)
         if models is not None:
-            registry = ModelRegistry(models, None if bundle is None else read_manifest(bundle).name)
+            registry = ModelRegistry(models, None if manifest is None else manifest.name)
             bundle = served_first(registry, bundle)
         if bundle is None:
             raise BundleError("name a bundle, or with --models a registry of bundles")
@@ -353,6 +354,15 @@ def _part(name: str) -> Iterator[None]:
     except Exception as error:
         log.warning("%s: %s: %s", name, type(error).__name__, error)
         raise PlexrankError(f"{name} does not do what it is asked ({type(error).__name__}); try again soon") from error
+
+
+def _models_of(config: ServingConfig | None, manifest: Manifest | None) -> Path | None:
+    """The registry that the configuration names, or where there is none, the bundle's."""
+    if config is not None:
+        named = config.models
+    else:
+        named = None if manifest is None else (manifest.config.get("serving") or {}).get("models")
+    return None if named is None else Path(named)
 
 
 def _as_it_is(answer: Answer) -> Answer:
