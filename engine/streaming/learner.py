@@ -126,6 +126,10 @@ class Learner:
             saved = None
         if saved is not None:
             self._check(saved, bundle, epoch)
+        elif (
+            self._publisher is not None and self.registry is not None and self._publisher.reached(bundle.version, epoch)
+        ):
+            epoch = self.registry.renew("a learner began anew from it").epoch  # followers may be ahead of it
         self._build(bundle, epoch)
         if saved is None:
             self.positions = self._start(bundle, reset_to, previous)
@@ -142,7 +146,6 @@ class Learner:
             self.source.sibling("deltas", partitions=1),
             self.source.sibling("models", partitions=1, compact=True),
             registry,
-            self.out / "deltas",
             dtype=self.learning.publish.dtype,
         )
 

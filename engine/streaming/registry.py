@@ -169,6 +169,12 @@ class ModelRegistry:
             kept = history[: history.index(goal.name)] if goal.name in history else history
             return self._point(goal.name, self._grown(), reason, old, pinned=pin, history=kept)
 
+    def renew(self, reason: str) -> Pointer:
+        """Goes back to the current bundle without its deltas: for a learner that begins anew from it."""
+        with self._locked():
+            old = self._needed()
+            return self._point(old.version, self._grown(), reason, old, pinned=old.pinned)
+
     def pin(self, *, reason: str = "pinned") -> Pointer:
         """Serves exactly the current bundle, without deltas, until `unpin`: the epoch grows, so all go back to it."""
         with self._locked():

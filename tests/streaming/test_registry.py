@@ -93,6 +93,13 @@ def test_new_epochs_are_given_out_once_even_if_no_pointer_takes_them(registry):
     assert registry.promote(A).epoch == 7
 
 
+def test_a_chain_is_begun_anew_from_the_same_version_pinned_or_not(registry):
+    anew = registry.renew("a learner lost its checkpoint")
+    assert (anew.version, anew.epoch, anew.history, anew.pinned) == (C, 4, [A, B], False)
+    registry.pin()
+    assert registry.renew("again").pinned
+
+
 def test_nothing_is_published_over_a_pinned_version(registry, tmp_path):
     pinned = registry.pin()
     assert (pinned.version, pinned.pinned, pinned.epoch) == (C, True, 4)
