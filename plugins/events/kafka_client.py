@@ -11,7 +11,7 @@ from pydantic import Field
 
 from engine.components import LogRecord
 from engine.errors import LogUnavailable
-from plugins.events.kafka_security import SecurityOptions, remedy
+from plugins.events.kafka_security import SecurityOptions, handshake, remedy
 
 Event = tuple[str, bytes | None]  # key, value; None: a tombstone
 Headers = Sequence[tuple[str, bytes]]
@@ -139,6 +139,8 @@ class Client(ABC):
     def unavailable(self, what: str, said: object) -> LogUnavailable:
         """The error for a complaint of the library, with what to do about it."""
         words = str(said)
+        if self.options.security_protocol.endswith("SSL"):
+            words = handshake(self.options, self.options.bootstrap_servers[0]) or words
         servers = ", ".join(self.options.bootstrap_servers)
         return LogUnavailable(f"kafka at {servers}: {what}: {words}; {remedy(self.options, words)}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import ssl
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -116,6 +118,23 @@ def _files(options: SecurityOptions) -> dict[str, str]:
         if path is not None and not os.access(path, os.R_OK):
             raise PluginError(f"{path} ({name}): cannot be read")
     return {name: path for name, path in found.items() if path is not None}
+
+
+def handshake(options: SecurityOptions, server: str) -> str:
+    """What TLS says to a server, '' where it agrees or nobody is there; the clients only say that time is over."""
+    host, _, port = server.rpartition(":")
+    context = ssl.create_default_context(cafile=options.ssl_cafile)
+    context.check_hostname = options.ssl_check_hostname
+    try:
+        if options.ssl_certfile is not None:
+            context.load_cert_chain(options.ssl_certfile, options.ssl_keyfile)
+        with socket.create_connection((host.strip("[]"), int(port)), 1.0) as plain:
+            context.wrap_socket(plain, server_hostname=host.strip("[]")).close()
+    except ssl.SSLError as error:  # CertificateError is one of them
+        return str(error)
+    except (OSError, ValueError):
+        return ""
+    return ""
 
 
 def remedy(options: SecurityOptions, said: str) -> str:
