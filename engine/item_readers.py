@@ -13,6 +13,8 @@ from engine.data.encoding import ranges
 Pairs = tuple[np.ndarray, np.ndarray]
 """Rows int64 [p] of a table, ascending, and the items int64 [p] that read them."""
 
+_FEW = 1024
+"""Pairs that came since, for which all are not sorted again."""
 _NONE: Pairs = (np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -36,7 +38,7 @@ class ItemReaders:
     def with_more(self, rows: np.ndarray, items: np.ndarray) -> Self:
         """Pairs int64 [p] in any order."""
         more = np.concatenate([self.more[0], rows]), np.concatenate([self.more[1], items])
-        if len(more[0]) > max(1024, len(self.most[0]) // 8):
+        if len(more[0]) > max(_FEW, len(self.most[0]) // 8):
             return type(self)(
                 self.table,
                 _sorted(np.concatenate([self.most[0], more[0]]), np.concatenate([self.most[1], more[1]])),
