@@ -267,10 +267,10 @@ class Service:
 
     def load(self, name: str | None = None) -> Bundle:
         """Another bundle of the same folder, or the same one again. Refused, the one before goes on; BundleError."""
+        if self.registry is not None:
+            raise RequestError("a registry says what is served: promote a version of it", status=409)
         target = self.path
         if name is not None:
-            if self.registry is not None:
-                raise RequestError("a registry says what is served: promote a version of it", status=409)
             target = (self.models_root / name).resolve()
             if target.parent != self.models_root or not (target / "manifest.json").is_file():
                 raise RequestError(f"there is no bundle '{name}' beside {self.path.name}", status=404, pointer="/name")
