@@ -107,6 +107,13 @@ class Segment:
     def file_bytes(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
+    def replaced(self) -> bool:
+        """Whether another file has its name now."""
+        try:
+            return self.path.stat().st_ino != self.inode
+        except FileNotFoundError:
+            return False
+
     def grew(self, offset: int, at: int, end: int) -> None:
         """The writer put a record `offset` at byte `at`, up to byte `end`."""
         self._note(offset, at)

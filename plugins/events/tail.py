@@ -22,6 +22,8 @@ class Tail:
         taken: list[LogRecord] = []
         if not self._partition.writes:
             self._partition.tombstones.refresh()
+            if self._segment is not None and self._segment.replaced():
+                self._segment = None  # by a compaction, after which the tombstones go
         while len(taken) < limit:
             if self._segment is None and not self._seat():
                 break
