@@ -132,6 +132,34 @@ def test_a_newer_chain_whose_bundle_is_gone_is_a_gap(tiny_bundle: Path, weights:
     assert scorer.version.endswith("+0.1")
 
 
+def test_several_deltas_merged_into_one_are_applied_on_any_of_what_they_hold(
+    tiny_bundle: Path, weights: State, rewrite: Rewrite
+) -> None:
+    """Deltas 2 and 3 in one: on 1 and on 2, where a part of it is in; on the bundle itself delta 1 is missing."""
+    parts = [some_rows(weights, {"t_item_id": [n, 10 + n]}, n) for n in (1, 2, 3)]
+    both = {"t_item_id": TableRows(*_united(parts[1]["t_item_id"], parts[2]["t_item_id"]))}
+    merged = delta(tiny_bundle, 3, follows=1, tables=both)
+    every = {"t_item_id": TableRows(*_united(parts[0]["t_item_id"], both["t_item_id"]))}
+    wanted = loaded(rewrite(tiny_bundle, written(weights, every)))
+    for before in (1, 2):
+        scorer = loaded(tiny_bundle)
+        for n in range(1, before + 1):
+            scorer.apply(delta(tiny_bundle, n, tables=parts[n - 1]))
+        scorer.apply(merged)
+        assert scorer.version == merged.version
+        same_scores(scorer, wanted)
+    with pytest.raises(DeltaGap, match=r"follows \w+\+0\.1"):
+        loaded(tiny_bundle).apply(merged)
+
+
+def test_the_encoders_part_of_a_delta_is_passed_over(tiny_bundle: Path, weights: State) -> None:
+    part = drawn(weights["embedding.weights.t_item_id"], [3])
+    scorer, plain = loaded(tiny_bundle), loaded(tiny_bundle)
+    scorer.apply(delta(tiny_bundle, tables={"retrieval:t_item_id": part}, dense={"retrieval.x": torch.ones(1)}))
+    assert scorer.version.endswith("+0.1")
+    same_scores(scorer, plain, 0)
+
+
 def test_a_mapped_bundles_file_is_not_written_to(
     tiny_bundle: Path, weights: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
