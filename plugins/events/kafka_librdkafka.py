@@ -27,6 +27,7 @@ log = logging.getLogger("plexrank.events")
 _quiet = logging.getLogger("plexrank.events.librdkafka")  # else the library writes to standard error
 _quiet.setLevel(logging.CRITICAL)
 
+_MOST = 100_000  # records in one call; the library takes no more than ten times this
 _GONE = {ck.KafkaError.OFFSET_OUT_OF_RANGE, ck.KafkaError._AUTO_OFFSET_RESET}
 _TOO_LARGE = {ck.KafkaError.MSG_SIZE_TOO_LARGE, ck.KafkaError.RECORD_LIST_TOO_LARGE}
 _MISSING = {ck.KafkaError.UNKNOWN_TOPIC_OR_PART, ck.KafkaError._UNKNOWN_TOPIC, ck.KafkaError.LEADER_NOT_AVAILABLE}
@@ -247,6 +248,7 @@ class LibrdkafkaConsumer(Consumer):
         self._consumer.subscribe([self._topic], on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
     def poll(self, limit: int, timeout: float) -> Fetched:
+        limit = min(limit, _MOST)
         with self._client.told(f"reading topic {self._topic}"):
             messages = self._consumer.consume(limit, timeout=0)
             if not messages and timeout > 0:  # `consume` would wait the whole time for `limit` of them

@@ -18,6 +18,7 @@ from plugins.events.kafka_time import first_at
 
 _NAME = "[a-z][a-z0-9-]{0,63}"
 _PROBE_WAIT_MS = 10
+_LOOK_AHEAD = 1000  # records in which `read` looks for tombstones at least
 
 
 class KafkaLog(EventLog):
@@ -142,7 +143,7 @@ class KafkaLog(EventLog):
                 raise EventError(f"kafka topic {self.options.topic}: there is no partition {partition}")
             at = max(start, begins[partition])
             while limit > 0 and at < ends[partition]:
-                fetched, at = self._fetch(partition, at, limit)
+                fetched, at = self._fetch(partition, at, max(limit, _LOOK_AHEAD))
                 erased = {key: offset for _, offset, key in fetched.tombstones}
                 for record in fetched.records:
                     if limit > 0 and erased.get(record.key, -1) < record.offset < ends[partition]:
