@@ -174,6 +174,13 @@ def test_a_degraded_answer_says_what_is_missing(open_page, site):
     expect(page.locator(".degraded")).to_contain_text("order of popularity")
 
 
+def test_events_that_wait_are_said_to_wait(open_page, site):
+    site.console.degraded = ["events: waiting in the local log"]
+    page = open_page("/?user=196")
+    expect(page.locator(".chip.warn")).to_contain_text("degraded: events: waiting in the local log")
+    expect(page.locator(".degraded")).to_contain_text("kept on this machine until it is back, and none is lost")
+
+
 def test_waiting_dims_the_list_and_says_busy(open_page, site):
     page = open_page("/?user=196")
     site.console.delay = 0.8
