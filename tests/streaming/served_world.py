@@ -34,7 +34,7 @@ SCHEMA = Schema(
         FeatureSpec(name="stars", kind="numeric", transform="bins", bins=4),
         FeatureSpec(name="mood"),  # not in the catalogue
         FeatureSpec(name="past", kind="sequence", of="item", max_length=4),
-        FeatureSpec(name="past_brands", kind="sequence", of="brand", max_length=4),
+        FeatureSpec(name="past_brands", kind="sequence", of="brand", max_length=2),
         FeatureSpec(name="past_moods", kind="sequence", of="mood", max_length=4),
     ),
     user="user",

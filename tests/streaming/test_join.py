@@ -258,3 +258,23 @@ def test_logits_trained_on_thinned_negatives_are_right_again_with_the_logarithm_
     assert np.abs(corrected - everything).max() < 0.05
     predicted = 1 / (1 + np.exp(-(x @ corrected[:2] + corrected[2])))
     assert predicted.mean() / clicked.mean() == pytest.approx(1, abs=0.03)
+
+
+def test_room_follows_what_is_known_and_not_what_came() -> None:
+    joiner = Joiner(["click"], {"click": ["click"]}, JoinConfig(window_seconds=10, lateness_seconds=0))
+    none = np.empty(0, np.int64)
+    freed = 0
+    for second in range(2_000):
+        requests, slots = np.arange(20 * second, 20 * second + 20), np.arange(60)
+        out = joiner.add(
+            Rankings(requests, np.full(20, float(second))),  # type: ignore[arg-type]
+            Interactions(none, none, [], none, none),  # type: ignore[arg-type]
+            Shown(slots, np.tile(np.arange(3), 20), np.arange(0, 61, 3)),
+        )
+        freed += len(out.freed) + len(joiner.advance(float(second)).freed)
+        known = min(second + 1, 22) * 20  # twice the window, and what ends in this second
+        assert len(joiner._shown._rankings) <= max(2 * known, known + 1024) + 20
+    assert freed == (2_000 - 21) * 60
+    state = joiner.state()
+    assert len(state["rankings.request"]) == 21 * 20
+    assert len(state["impressions.item"]) == 21 * 60
