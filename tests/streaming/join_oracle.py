@@ -221,9 +221,7 @@ class Oracle:
         self.give_back(ranking, freed)
         del self.rankings[ranking.request]
 
-    def row(
-        self, ranking: Ranking, place: int, ones: set[int], zeros: set[int], seconds: float, kind: int
-    ) -> Row:
+    def row(self, ranking: Ranking, place: int, ones: set[int], zeros: set[int], seconds: float, kind: int) -> Row:
         labels = tuple(1.0 if t in ones else 0.0 if t in zeros else -1.0 for t in range(len(self.windows)))
         slot = ranking.slots[place]
         assert slot is not None
