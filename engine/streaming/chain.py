@@ -58,7 +58,6 @@ class Chain:
     ) -> None:
         self.publisher, self.config, self.metrics = publisher, config, metrics
         self.bundle, self.epoch, self.sequence = bundle, epoch, 0
-        self.held: str | None = None  # why the guard holds back
         self.published = 0
         self._follows: int | None = None
         now = time.monotonic()

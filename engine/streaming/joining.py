@@ -45,6 +45,8 @@ class EventsJoined:
     ranking did not show.
     """
 
+    OUTCOMES = ("rankings", "interactions", "items", "users", "duplicates", "dead")
+
     def __init__(self, config: Config, bundle: Bundle, dead: DeadLetters, *, stopped: Callable[[], bool]) -> None:
         """config: of the learner. stopped: whether to give up waiting for a log that does not answer."""
         learning, limits = config.learning, config.serving.limits
@@ -115,6 +117,14 @@ class EventsJoined:
         """Partitions that are waited for, also before anything came of them."""
         for partition in partitions:
             self.watermarks.observe(partition, float("nan"), clock)
+
+    def join_counts(self) -> dict[str, int]:
+        """What became of impressions and interactions (`Joiner.counts`)."""
+        return dict(self.joiner.counts)
+
+    def open(self) -> dict[str, int]:
+        """What is not decided yet (`Joiner.waiting`)."""
+        return self.joiner.waiting()
 
     def _fresh(self, rankings: Rankings, interactions: Interactions) -> tuple[Rankings, Interactions]:
         """Without the events that were seen before."""

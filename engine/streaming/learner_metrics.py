@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -61,14 +65,48 @@ class LearnerMetrics:
         self.held = Counter("plexrank_learner_held_back", "Deltas that the guard held back", registry=r)
         self._counted: dict[str, int] = {}
 
-    def count_events(self, counts: Mapping[str, int]) -> None:
-        """Sets the counters to totals, which only grow."""
+    def read(self, counts: Mapping[str, int], newest: float, watermark: float) -> None:
+        """counts: totals, which only grow. newest: event time of the newest event read, nan where there is none."""
         for outcome in ("rankings", "interactions", "items", "users", "duplicates", "dead"):
             more = counts.get(outcome, 0) - self._counted.get(outcome, 0)
             if more > 0:
                 self.events.labels(outcome).inc(more)
             self._counted[outcome] = counts.get(outcome, 0)
+        if math.isfinite(newest):
+            self.lag_seconds.observe(max(0.0, time.time() - newest))
+            if math.isfinite(watermark):
+                self.watermark.set(newest - watermark)
+
+    def trained(self, kinds: Mapping[str, int], newest: float, seconds: float) -> None:
+        """A step: examples by kind, event time of its newest, and how long it took."""
+        for kind, count in kinds.items():
+            self.examples.labels(kind).inc(count)
+        self.age.observe(max(0.0, time.time() - newest))
+        self.newest.set(newest)
+        self.batch.observe(seconds)
+
+    def stands(self, waiting: int, pending: int, paused: int, lag: Mapping[int, int]) -> None:
+        self.waiting.set(waiting)
+        self.pending.set(pending)
+        self.paused.set(paused)
+        for partition, records in lag.items():
+            self.lag.labels(str(partition)).set(records)
 
     def serve(self, port: int) -> None:
         """Answers on the loopback address only."""
         start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+
+class Stages:
+    """Where a learner's time goes: `with stages("training"): ...` adds to `seconds["training"]`."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - start

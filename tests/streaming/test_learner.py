@@ -113,7 +113,7 @@ def test_stopping_and_going_on_anywhere_gives_the_same_bits(
     broken = changed(config, checkpoint_events=170)
     for stops in range(100):
         learning = learner(broken, log, tmp_path / "broken", plugins, tiny_bundle, audit=tmp_path / "broken.audit")
-        learning._finish = lambda whole_run: None  # type: ignore[method-assign]  nothing after the last checkpoint stays
+        learning._finish = lambda drained: None  # type: ignore[method-assign]  nothing after the last checkpoint stays
         left = 1 + stops % 4
         take = learning._take
 

@@ -100,7 +100,7 @@ def test_a_learner_that_comes_back_goes_on_with_the_chain_of_its_followers(
     log = MemoryLog()
     visits(400).write(log)
     one = learner(config, log, tmp_path / "out", plugins, tiny_bundle, tmp_path / "models")
-    one._finish = lambda whole_run: None  # type: ignore[method-assign]  as after kill -9
+    one._finish = lambda drained: None  # type: ignore[method-assign]  as after kill -9
     turns = 0
     take = one._take
 
@@ -117,7 +117,7 @@ def test_a_learner_that_comes_back_goes_on_with_the_chain_of_its_followers(
     before = deltas(log)
     two = learner(config, log, tmp_path / "out", plugins, None, tmp_path / "models")
     assert two.trainer.steps < one.trainer.steps, "the checkpoint is older than what was published"
-    two._publish_bundle = lambda: False  # type: ignore[method-assign]
+    two._giving.bundle = lambda *a, **k: False  # type: ignore
     two.run("end")
     two.close()
     every = deltas(log)
@@ -151,7 +151,7 @@ def test_a_model_that_gets_worse_is_held_back_and_rolled_back(
     assert pointer is not None
     assert pointer.version == begun
     assert pointer.reason.startswith("guard: ")
-    assert any(not v.ok for v in learning.verdicts)
+    assert any(not v.ok for v in learning.judge.verdicts)
 
 
 def test_somebody_elses_promotion_is_what_the_learner_goes_on_from(
@@ -161,10 +161,9 @@ def test_somebody_elses_promotion_is_what_the_learner_goes_on_from(
     visits(200).write(log)
     learning = learner(config, log, tmp_path / "out", plugins, tiny_bundle, tmp_path / "models")
     learning.run("end")
-    first, second = learning.begun_with.version, learning.bundle.version
+    first, second = learning.judge.begun_with, learning.bundle.version
     registry = ModelRegistry(tmp_path / "models", config.name)
-    assert learning._chain is not None
-    assert learning._chain.base != first
+    assert second != first
     registry.promote(first, reason="by hand")
     visits(200, seed=6).write(log)
     learning.run("end")
