@@ -92,7 +92,7 @@ class Broker:
 
     def __init__(self, name: str, bootstrap: str, process: Process | None, **options: Any) -> None:
         self.name, self.bootstrap, self.process = name, bootstrap, process
-        self.options: dict[str, Any] = {"bootstrap_servers": [bootstrap], **options}
+        self.options: dict[str, Any] = {"bootstrap_servers": bootstrap.split(","), **options}
 
     def make_topic(self, name: str, partitions: int) -> None:
         """With exactly so many partitions; for brokers that are too old to be told by a client."""

@@ -59,6 +59,9 @@ class KafkaLog(EventLog):
     # ---------------------------------------------------------------------------------------------- the topic
     def topic(self) -> Topic:
         """As it was when this log first saw it; made where it is missing."""
+        known = self._topic
+        if known is not None:  # without the lock, which a slow question may hold
+            return known
         with self._lock:
             if self._topic is None:
                 name, wanted = self.options.topic, self.options.partitions
@@ -104,11 +107,9 @@ class KafkaLog(EventLog):
         return made
 
     def health(self) -> None:
-        """Asks for the topic."""
-        found = self.current()
-        with self._lock:
-            if found is None and self._topic is not None:
-                raise LogUnavailable(f"kafka topic {self.options.topic} is gone from the brokers")
+        """Asks for the topic; one that is missing is well where the first use makes it."""
+        if self.current() is None and (self._topic is not None or not self.options.create_topics):
+            raise LogUnavailable(f"kafka topic {self.options.topic} is not on the brokers")
 
     # ---------------------------------------------------------------------------------------------- writing
     def append(
