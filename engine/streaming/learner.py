@@ -62,7 +62,7 @@ class Learner:
     def __init__(
         self,
         config: Config,
-        source: EventLog,
+        events: EventLog,
         out: Path,
         *,
         plugins: Plugins,
@@ -75,13 +75,13 @@ class Learner:
         metrics: LearnerMetrics | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """config: how to join and learn; the model is the bundle's. source: the log of raw events, or for
-        `learning.source: examples` its sibling. out: checkpoints, report and, without a registry, the bundle at the
-        end. registry: where deltas and bundles are published, and the model comes from; `bundle` begins it where it is
-        empty. partitions: all where None. locks: folder that learners of this log share. Errors: BundleError,
-        CheckpointError, LogGap, EventError; each says what to do.
+        """config: how to join and learn; the model is the bundle's. events: the log of raw events; what is read is it,
+        or its sibling `examples`. out: checkpoints, report and, without a registry, the bundle at the end. registry:
+        where deltas and bundles are published, and the model comes from; `bundle` begins it where it is empty.
+        partitions: all where None. locks: folder that learners of this log share. Errors: BundleError, CheckpointError,
+        LogGap, EventError; each says what to do.
         """
-        self.config, self.learning, self.source, self.out = config, config.learning, source, Path(out)
+        self.config, self.learning, self.events, self.out = config, config.learning, events, Path(out)
         self.plugins, self.registry = plugins, registry
         self.metrics = metrics or LearnerMetrics()
         self.spent = Stages()
@@ -92,14 +92,17 @@ class Learner:
         self._newest = math.nan
         self._giving: Giving | None = None
         self._closing: list[Callable[[], None]] = []
+        self.source = events if self.learning.source == "events" else self._sibling("examples")
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        there = source.ends()
+        there = self.source.ends()
         self.partitions = sorted(there) if partitions is None else sorted(set(partitions))
         if not self.partitions or not set(self.partitions) <= set(there):
+            self.close()
             raise ConfigError(f"--partitions: the log has {', '.join(map(str, sorted(there)))}")
-        self._closing.append(PartitionLocks(locks or self.out / "locks", self.partitions).release)
         try:
+            held = PartitionLocks((locks or self.out / "locks") / self.learning.source, self.partitions)
+            self._closing.append(held.release)
             self._begin(bundle, reset_to, audit)
         except BaseException:
             self.close()
@@ -146,9 +149,9 @@ class Learner:
         self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
 
     def _sibling(self, name: str, **how: Any) -> EventLog:
-        log = self.source.sibling(name, **how)
-        self._closing.append(log.close)
-        return log
+        beside = self.events.sibling(name, **how)
+        self._closing.append(beside.close)
+        return beside
 
     def _publishing(self, registry: ModelRegistry) -> DeltaPublisher:
         deltas, models = self._sibling("deltas", partitions=1), self._sibling("models", partitions=1, compact=True)
