@@ -16,14 +16,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from engine.bundle import Bundle
 from engine.config import Config
 from engine.plugins import Plugins
+from engine.streaming.assembler import Assembler
 from engine.streaming.audit import RECORD
+from engine.streaming.delta import standing
 from engine.streaming.learner import Learner
 from engine.streaming.open_log import open_log
+from engine.streaming.registry import ModelRegistry
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 
@@ -224,3 +228,54 @@ def test_a_learner_that_is_asked_to_stop_writes_a_checkpoint_and_its_counts(
     assert second["events"]["duplicates"] == 0
     trained = np.fromfile(audit, RECORD)
     assert len(np.unique(trained[["request", "item"]])) == len(trained) == second["examples"]["trained"]
+
+
+@pytest.mark.slow
+def test_followers_of_a_learner_that_is_killed_have_its_weights_in_the_end(
+    tiny_bundle: Path, plugins: Plugins, tmp_path: Path
+) -> None:
+    """Deltas were published that no checkpoint knew of, and again after each crash, numbered on: put on the first
+    bundle in their order they give the last one's weights, bit by bit."""
+    config = configured(
+        tiny_bundle,
+        tmp_path,
+        publish={"interval_seconds": 0.005, "dense_seconds": 0, "bundle_seconds": 1000},
+        guard={"logloss_ratio": None, "auc_drop": None, "calibration": None},
+    )
+    state, models = tmp_path / "state", tmp_path / "models"
+    loaded = Config.model_validate(yaml.safe_load(config.read_text()))
+    log = open_log(plugins, loaded.serving.event_log, state)
+    visits(500).write(log)
+    broken = [*arguments(config, tiny_bundle, state, tmp_path / "out"), "--models", str(models)]
+    audit = str(tmp_path / "out") + ".audit"
+    record = str(BATCH * RECORD.itemsize)
+    lines = run("tests.faults.learner_lives", "10", "3", audit, record, *broken).stdout.splitlines()
+    assert lines[-1] == "kills 10"
+
+    registry = ModelRegistry(models, loaded.name)
+    pointer = registry.current()
+    assert pointer is not None
+    last = Bundle.open(registry.bundle(pointer.version))
+    beside, assembler = log.sibling("deltas", partitions=1), Assembler()
+    found = [assembler.add(record.value) for record in beside.reader({0: 0}).poll(1_000_000)]
+    beside.close()
+    log.close()
+    base = str(last.manifest.parent)
+    version, epoch, weights, applied = base, 0, dict[str, torch.Tensor](), 0
+    for delta in found:
+        if delta is None:
+            continue
+        if delta.epoch > epoch:  # killed before its first checkpoint, it began anew: followers load the bundle again
+            version, epoch = base, delta.epoch
+            weights = {n: v.clone() for n, v in Bundle.open(registry.bundle(base)).frozen_tensors().items()}
+        if standing(delta, version) == "known":
+            continue
+        assert standing(delta, version) == "next", (delta.version, delta.after, version)
+        for name, part in delta.tables.items():
+            if not name.startswith("retrieval:"):
+                weights[f"embedding.weights.{name}"][torch.from_numpy(part.rows)] = torch.from_numpy(part.values)
+        weights.update({n: t for n, t in delta.dense.items() if not n.startswith("retrieval.")})
+        version, applied = delta.version, applied + 1
+    assert applied > 10
+    for name, value in last.frozen_tensors().items():
+        assert torch.equal(value, weights[name]), name
