@@ -218,6 +218,12 @@ class TableEmbedding(EmbeddingMethod):
             whole[name] = stored if table.stored == table.dim else stored[:, : table.dim].contiguous()
         return FrozenTables(self._placements, whole)
 
+    @torch.no_grad()
+    def as_they_are(self) -> FrozenTables:
+        """The tables of a training in one process, read by the plain lookup: what is trained shows at once."""
+        weights = {name: weight[:, : self.tables[name].dim] for name, weight, _ in self.local_weights()}
+        return FrozenTables(self._placements, weights)
+
 
 class FrozenTables(nn.Module):
     """The inference form of table-shaped methods: `F.embedding` on plain tensors, which may be memory-mapped."""
