@@ -77,7 +77,9 @@ class LearningConfig(Section):
     max_delay_seconds: float = Field(0.1, ge=0, description="a smaller batch is trained rather than wait longer")
     chunk: int = Field(500, ge=1, description="records taken of one partition before the next has its turn")
     embedding_lr: float | None = Field(None, gt=0, description="default: training.optimizer.embedding_lr")
-    dense_lr: float | None = Field(None, gt=0, description="default: training.optimizer.dense_lr")
+    dense_lr: float | None = Field(
+        None, gt=0, description="default: training.optimizer.dense_lr x batch_size / training.batch_size"
+    )
     checkpoint_seconds: float = Field(30.0, gt=0, description="time between two checkpoints")
     checkpoint_events: int | None = Field(None, ge=1, description="events between two checkpoints, in place of time")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")

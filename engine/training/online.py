@@ -33,7 +33,8 @@ class OnlineTrainer:
     """A bundle's ranking model under the same TorchRec code as in batch training, in one process.
 
     Tables (`embedding.weights.<table>` of the frozen form) are given out by rows; everything else, also the statistics
-    of Dice and of batch normalisation, is the dense part. An embedding method without tables is dense as a whole.
+    of Dice and of batch normalisation (which the stream leaves as they are), is the dense part. An embedding method
+    without tables is dense as a whole.
     `step`, not the caller's clock, fixes dropout's random numbers, so equal batches give equal weights, to the last bit
     on one thread. For one thread.
     """
@@ -114,6 +115,7 @@ class OnlineTrainer:
         """
         if not self._training:
             self.core.sharded.train()
+            _hold_statistics(self.core.model)
             self._training = True
         columns = torch.from_numpy(np.ascontiguousarray(labels.T, dtype=np.float32))
         batch = replace(
@@ -233,9 +235,25 @@ class OnlineTrainer:
         self._sent = {name: torch.from_numpy(np.array(state[f"sent/{name}"])) for name in self._sent}
 
 
+def _hold_statistics(model: nn.Module) -> None:
+    """Layers that keep running statistics use those, also while they are trained.
+
+    A micro-batch holds a few pages of a few users, whose own statistics are far from everybody's: with them the AUC of
+    DIN with Dice fell from .787 to .675 on the synthetic service, without them it rose to .793.
+    """
+    for module in model.modules():
+        if "running_mean" in dict(module.named_buffers(recurse=False)):
+            module.eval()
+
+
 def _with_rates(config: Config, learning: LearningConfig) -> Config:
-    """The configuration with the learning rates of the stream, which do not change."""
-    given = {"embedding_lr": learning.embedding_lr, "dense_lr": learning.dense_lr}
+    """The configuration with the learning rates of the stream, which do not change.
+
+    Adam's is by default smaller by as much as the batches are: its steps are equally long however few rows say so.
+    """
+    smaller = min(1.0, learning.batch_size / config.training.batch_size)
+    dense_lr = learning.dense_lr or config.training.optimizer.dense_lr * smaller
+    given = {"embedding_lr": learning.embedding_lr, "dense_lr": dense_lr}
     rates = {name: rate for name, rate in given.items() if rate is not None}
     optimizer = config.training.optimizer.model_copy(update={**rates, "schedule": "constant", "warmup_steps": 0})
     return config.model_copy(update={"training": config.training.model_copy(update={"optimizer": optimizer})})
