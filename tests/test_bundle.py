@@ -13,6 +13,7 @@ from engine.bundle import Bundle, diff, read_manifest, show, verify, write_bundl
 from engine.bundle.diff import flat
 from engine.components import ScoreRequest
 from engine.errors import BundleError
+from engine.loading import load_config
 from engine.model import build_model
 from engine.training.calibration import Calibration
 
@@ -89,6 +90,7 @@ def test_the_manifest_says_what_the_model_is(written):
     assert {p.distribution for p in manifest.plugins} == {"plexrank"}
     assert manifest.libraries["torch"] == torch.__version__
     assert manifest.metrics["history"] == [{"epoch": 1, "loss": 0.5}]
+    assert load_config(written.path / "config.yaml") == written.config
     assert set(manifest.files) >= {"model.safetensors", "config.yaml", "users.arrow", "catalogue/items.arrow"}
 
 

@@ -133,7 +133,8 @@ def _write_parts(
     optimizer: Mapping[str, Tensor] | None,
     with_users: bool,
 ) -> None:
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    stated = config.model_dump(mode="json", exclude_unset=True)  # as it was written: defaults of other kinds are errors
+    text = yaml.safe_dump(stated, sort_keys=False, allow_unicode=True)
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     save_tensors(folder / "model.safetensors", model.state_dict())
     fitted = {k: v for task, c in calibration.items() for k, v in c.to_tensors(f"{task}.").items()}
