@@ -10,7 +10,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-COMMANDS = ("quality_movielens", "multiplexing", "criteo", "training_speed", "serving_latency")
+COMMANDS = (
+    "quality_movielens",
+    "multiplexing",
+    "criteo",
+    "training_speed",
+    "serving_latency",
+    "stream_rate",
+    "freshness",
+    "delta_latency",
+    "online_learning",
+)
 OTHERS = ("memory_of_rows",)
 """Scripts with options of their own."""
 
