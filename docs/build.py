@@ -1,4 +1,4 @@
-"""Writes the pages of docs/ that come from the code: plugins, configuration, errors, HTTP API. `make docs`."""
+"""Writes what of docs/ comes from the code: plugins, configuration, errors, HTTP API, events. `make docs`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from engine.config import COMPONENT_KINDS, Config
 from engine.document import key
 from engine.plugins import MOMENTS, Plugins
 from engine.schema import FeatureSpec
+from engine.streaming.event_schemas import write_schemas
 from serving.errors import PROBLEMS
 from serving.openapi import publish
 from serving.routes import events, explain, health, models, rank, users
@@ -250,6 +251,7 @@ def main() -> None:
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page().rstrip() + "\n", "utf-8")
         print(FOLDER / name, file=sys.stderr)
+    write_schemas(FOLDER / "schemas")
 
 
 if __name__ == "__main__":
