@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
@@ -57,6 +58,7 @@ class Fetcher:
         self._source, self._positions, self._chunk = source, dict(positions), chunk
         self._until, self._after = until, after
         self._lag: dict[int, int] = {}
+        self._readers: dict[int, LogReader] = {}
         self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plexrank-fetch", daemon=True)
@@ -91,60 +93,70 @@ class Fetcher:
 
     # ------------------------------------------------------------------------------------------- the thread
     def _run(self) -> None:
-        reader: LogReader | None = None
         try:
-            reader = self._patiently(lambda: self._source.reader(self._positions))
-            if reader is None:
-                return
-            for chunk in self._whole(reader) if self._until is not None else self._as_they_come(reader):
-                self._lag = reader.lag()
-                if not self._put(chunk, reader):
+            for chunk in self._whole() if self._until is not None else self._as_they_come():
+                if not self._put(chunk):
                     return
-            self._put(None, reader)
+            self._put(None)
         except BaseException as error:
-            self._put(error, None)
+            self._put(error)
         finally:
-            if reader is not None:
+            for reader in self._readers.values():
                 reader.close()
 
-    def _as_they_come(self, reader: LogReader) -> Iterator[Chunk]:
-        while not self._stop.is_set():
+    def _reader(self, partitions: Sequence[int], name: int = -1) -> LogReader | None:
+        """A reader of its own under a name; None: it is to stop."""
+        if name not in self._readers:
+            positions = {p: self._positions[p] for p in partitions}
+            reader = self._patiently(lambda: self._source.reader(positions))
+            if reader is None:
+                return None
+            self._readers[name] = reader
+        return self._readers[name]
+
+    def _as_they_come(self) -> Iterator[Chunk]:
+        reader = self._reader(sorted(self._positions))
+        while reader is not None and not self._stop.is_set():
             records = self._patiently(lambda: reader.poll(self._chunk, _POLL)) or []
+            self._lag = reader.lag()
             for partition, some in groupby(sorted(records, key=lambda r: r.partition), lambda r: r.partition):
                 its = list(some)
                 yield Chunk(partition, its, its[-1].offset + 1)
-            if not records:
-                self._lag = reader.lag()
 
-    def _whole(self, reader: LogReader) -> Iterator[Chunk]:
-        """In turn, beginning behind the partition that had its turn last."""
+    def _whole(self) -> Iterator[Chunk]:
+        """In turn, beginning behind the partition that had its turn last; a reader each, so that none waits paused."""
         assert self._until is not None
         waiting = sorted(self._positions)
         turn = [p for p in waiting if p > self._after] + [p for p in waiting if p <= self._after]
-        reader.pause(turn)
         while turn and not self._stop.is_set():
             partition = turn.pop(0)
-            chunk = self._fill(reader, partition, self._until[partition])
+            chunk = self._fill(partition, self._until[partition])
             if chunk is None:
                 return
-            if not chunk.ended:
+            if chunk.ended:
+                reader = self._readers.pop(partition, None)
+                if reader is not None:
+                    reader.close()
+            else:
                 turn.append(partition)
+            self._lag[partition] = self._until[partition] - chunk.next
             yield chunk
 
-    def _fill(self, reader: LogReader, partition: int, end: int) -> Chunk | None:
+    def _fill(self, partition: int, end: int) -> Chunk | None:
         """A whole chunk of one partition, or what is left of it up to its end; None: it is to stop."""
         records: list[LogRecord] = []
-        reader.resume([partition])
         while len(records) < self._chunk and self._positions[partition] < end:
+            reader = self._reader([partition], partition)
+            if reader is None:
+                return None
             left = self._chunk - len(records)
-            some = self._patiently(lambda left=left: reader.poll(left, 4 * _POLL))  # type: ignore[misc]
+            some = self._patiently(partial(reader.poll, left, 4 * _POLL))
             if some is None:
                 return None
             records += [r for r in some if r.offset < end]
             self._positions[partition] = max(self._positions[partition], reader.positions[partition])
             if not some and next(iter(self._source.read({partition: self._positions[partition]}, 1)), None) is None:
                 self._positions[partition] = end  # what stands before it was erased
-        reader.pause([partition])
         at = min(self._positions[partition], end)
         return Chunk(partition, records, at, ended=at >= end)
 
@@ -164,9 +176,9 @@ class Fetcher:
                 wait = min(2 * wait, _PATIENCE[1])
         return None
 
-    def _put(self, chunk: Chunk | BaseException | None, reader: LogReader | None) -> bool:
+    def _put(self, chunk: Chunk | BaseException | None) -> bool:
         """Hands a chunk over; while the learner is behind, partitions are paused and a membership is kept alive."""
-        held = False
+        held, reader = False, self._readers.get(-1)
         while not self._stop.is_set():
             try:
                 self._queue.put(chunk, timeout=0.2)
@@ -174,10 +186,10 @@ class Fetcher:
                     reader.resume(sorted(self._positions))
                 return True
             except queue.Full:
-                if self._until is not None or reader is None:
-                    continue  # all but one are paused anyway
                 if not held:
                     held, self.paused = True, self.paused + 1
-                    reader.pause(sorted(self._positions))
-                self._patiently(lambda: reader.poll(1, 0.0))
+                    if reader is not None:
+                        reader.pause(sorted(self._positions))
+                if reader is not None:
+                    self._patiently(lambda: reader.poll(1, 0.0))
         return False

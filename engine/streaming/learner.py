@@ -145,6 +145,8 @@ class Learner:
         if found.saved is not None:
             self._restore(found.saved)
         self._audit = None if audit is None else Audit(audit, self.counts["audited"])
+        if self._audit is not None:
+            self._closing.append(self._audit.close)
         self.stream.assign(self.partitions, 0.0)
         self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
 
@@ -209,7 +211,7 @@ class Learner:
                     self._take(chunk, live)
                 elif fetcher.done:
                     break
-                elif live:
+                elif live and fetcher.trouble is None:  # a log that does not answer is not silent
                     self.stream.advance(time.monotonic())
                 if self._train_whole() or not len(self.stream.ready):
                     since = time.monotonic()

@@ -55,7 +55,7 @@ def click(name: str, user: str, item: str, request: str, seconds: float) -> byte
     return event("interaction", name, seconds, {"type": "click", "user": user, "item": item, "ranking": request})
 
 
-def visits(count: int, *, seed: int = 5, gap: float = 1.0, taste: int = 0) -> Stream:
+def visits(count: int, *, seed: int = 5, gap: float = 1.0, taste: int = 0, begin: float = BEGIN) -> Stream:
     """`count` rankings of five films each, a second apart; films of a user's genre are clicked four times in five.
 
     taste: how far users' genres have moved since the world was made.
@@ -64,7 +64,7 @@ def visits(count: int, *, seed: int = 5, gap: float = 1.0, taste: int = 0) -> St
     stream, past = Stream(), {}
     later: list[tuple[float, str, bytes]] = []
     for number in range(count):
-        moment, user = BEGIN + gap * number, int(rng.integers(40))
+        moment, user = begin + gap * number, int(rng.integers(40))
         items = rng.choice(30, SHOWN, replace=False)
         request, name = f"r{seed}-{number}", f"u{user}"
         while later and later[0][0] <= moment:
