@@ -21,7 +21,12 @@ class JoinConfig(Section):
         1800.0, description="how long after a ranking an interaction counts; one number, or task -> seconds"
     )
     lateness_seconds: float = Field(60.0, ge=0, description="how far events may be out of order")
-    idle_seconds: float = Field(5.0, gt=0, description="a partition silent for so long no longer holds the others up")
+    idle_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="a partition silent for so long no longer holds the others up; where all are, event time goes on "
+        "with this machine's clock",
+    )
     future_seconds: float = Field(
         300.0, gt=0, description="an event further ahead of this machine's clock goes to the dead letters"
     )

@@ -24,7 +24,7 @@ _ONLY = {
 
 def broken_rules(config: Config) -> list[tuple[Place, str]]:
     """(place, message) of every rule that the configuration breaks; empty where all is well."""
-    return [*_data(config), *_features(config), *_sequences(config), *_spaces(config), *_parts(config)]
+    return [*_data(config), *_features(config), *_sequences(config), *_spaces(config), *_parts(config), *_join(config)]
 
 
 def _data(config: Config) -> Iterator[tuple[Place, str]]:
@@ -123,3 +123,15 @@ def _parts(config: Config) -> Iterator[tuple[Place, str]]:
             yield ("retrieval",), "needs data.item, the column that names the item"
         if config.data.user is None:
             yield ("retrieval",), "needs data.user, the column that names the user"
+
+
+def _join(config: Config) -> Iterator[tuple[Place, str]]:
+    """What is said of a task that the model does not have would be lost without a word."""
+    join, tasks = config.learning.join, list(config.data.labels)
+    windows = join.window_seconds if isinstance(join.window_seconds, dict) else {}
+    for key, given in (("labels", join.labels), ("window_seconds", windows)):
+        for task in given:
+            if task not in tasks:
+                close = get_close_matches(task, tasks, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else f" (data.labels: {', '.join(tasks) or 'none'})"
+                yield ("learning", "join", key, task), f"no task named '{task}'{hint}"

@@ -1,7 +1,8 @@
 """What item events said, kept between starts: one JSON line an item that came or changed, the last of an item counts.
 
 The log of events is the truth, but holds everything else too and forgets by age; this file is as large as the items
-that changed. It is not synced: what a crash keeps from it is in the log's tail, which is replayed at a start.
+that changed. Adding to it does not sync: what a crash keeps from it is in the log, behind the place that is kept, and
+`sync` comes before the place moves.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class ItemFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines = 0
-        self._failed = False
+        self._failed = self._unsynced = False
 
     def read(self) -> dict[str, Said]:
         """item -> what was said of it. A line that a crash cut off is left out."""
@@ -72,9 +73,18 @@ class ItemFile:
                     whole = not file.tell() or _last_byte(self.path) == b"\n"
                     file.write((b"" if whole else b"\n") + _lines(news))
                 self._lines += len(news)
-            self._failed = False
+            self._failed, self._unsynced = False, True
         except OSError as error:
             self._warn(error)
+
+    def sync(self) -> None:
+        """What was written is on the disk. OSError where it is not, or could not be written."""
+        if self._failed:
+            raise OSError(f"{self.path}: not all of it could be written")
+        if self._unsynced:
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+            self._unsynced = False
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:

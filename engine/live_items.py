@@ -140,6 +140,15 @@ class LiveItems:
                 self._wake.wait(min(left, 1.0))
         return True
 
+    def keep(self, timeout: float) -> bool:
+        """What was added is served, and on the disk for the next start -> whether that came in time. OSError."""
+        if not self.flush(timeout):
+            return False
+        with self._changing:
+            if self._file is not None:
+                self._file.sync()
+        return True
+
     # ------------------------------------------------------------------------------------- bundles and deltas
     def swap(self, served: Served) -> None:
         """In place of the holder's own `swap`, after the scorer has loaded the same bundle: what events said of items

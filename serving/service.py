@@ -28,6 +28,7 @@ from engine.pipeline import Answer, Pipeline, Query
 from engine.plugins import Plugins, installed
 from engine.served import Served, component
 from engine.streaming.forward import ForwardingLog
+from engine.streaming.item_tail import ItemTail, learnt_place
 from engine.streaming.open_log import placed
 from engine.streaming.registry import ModelRegistry
 from serving.event_log import open_forwarding
@@ -39,6 +40,8 @@ log = logging.getLogger("plexrank.serving")
 _SEEDED = "users-seeded"
 _ITEMS = "items"
 """File of the state directory that keeps what events said of items."""
+_ITEM_PLACE = "items-place"
+"""File beside it: how far the log was read for them."""
 _CHUNK = 5000
 _UNTOLD = 1000
 """Answers that may wait until plugins have heard of the ones before; beyond them plugins are not told."""
@@ -98,6 +101,13 @@ class Service:
         )
         self.items = LiveItems(self.pipeline, scorer, path=state_dir / _ITEMS)
         self.intake.on_items = self.items.add_events
+        self.item_tail = ItemTail(
+            events,
+            self.items,
+            state_dir / _ITEM_PLACE,
+            limits=self.intake.limits,
+            learnt=learnt_place(served.bundle.manifest.metrics),
+        )
         self.registry: ModelRegistry | None = None
         self.rankings: RankingLog | None = None
         if self.config.log_rankings:
@@ -149,6 +159,7 @@ class Service:
         service.registry = registry
         service._seed()
         service.intake.recover()
+        service.intake.on_items = service.item_tail.start().own
         return service
 
     # ---------------------------------------------------------------------------------------------- answers
@@ -289,6 +300,7 @@ class Service:
             except Exception as error:
                 raise BundleError(f"{target.name}: {type(error).__name__}: {error}") from error
             self.items.swap(served)
+            self.item_tail.serves(learnt_place(served.bundle.manifest.metrics))
             self.path, self.since = target, time.time()
         finally:
             self._loading.release()
@@ -339,6 +351,7 @@ class Service:
         self._told.close()
         if self.rankings is not None:
             self.rankings.close()
+        self.item_tail.close()
         self.items.close()
         self.store.close()
         self.log.close()

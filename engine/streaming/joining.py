@@ -223,10 +223,9 @@ class EventsJoined:
 
 
 def interaction_types(config: Config, tasks: Sequence[str]) -> dict[str, list[str]]:
-    """task -> interaction types that make it positive."""
-    given = config.learning.join.labels
+    """task -> interaction types that make it positive; `Joiner` refuses a task that the model does not have."""
     default = {task: config.serving.positive_interactions if task == tasks[0] else [task] for task in tasks}
-    return default | {task: types for task, types in given.items() if task in default}
+    return default | config.learning.join.labels
 
 
 def _letter(record: LogRecord, reason: Reason, detail: str, event: int) -> Dead:

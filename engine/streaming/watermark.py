@@ -1,4 +1,9 @@
-"""How far event time has come: no event older than the watermark is waited for."""
+"""How far event time has come: no event older than the watermark is waited for.
+
+Event time stands in the events, so it stops where they stop: the last windows would wait for the next visitor. Where
+every partition is idle it goes on with this machine's time, from the newest event: watermark = newest - lateness +
+(time since the last event came - idle). Where the clock that is given stands still, events alone move it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ class Watermarks:
     """The least of the partitions' newest event times, less `lateness`; it never goes back.
 
     lateness: seconds that events of one partition may be out of order. idle: seconds of this machine's time after which
-    a silent partition no longer holds the others up. Between two calls this machine's time goes on by idle / 2 at most,
+    a silent partition no longer holds the others up, and event time goes on where all are silent. Between two calls this machine's time goes on by idle / 2 at most,
     and never back: a clock that jumps, or a process that stood still, makes no partition idle at once.
     """
 
@@ -49,14 +54,15 @@ class Watermarks:
     def value(self, now: float) -> float:
         """Seconds since 1970; -inf while a partition that is waited for has brought nothing.
 
-        Where none is waited for, the newest event of all counts.
+        Where none is waited for, the newest event of all counts, and the time since then beyond `idle`.
         """
         self._tick(now)
         waited = ~self._finished & (self._silent <= self.idle)
         if waited.any():
             value = float(self._newest[waited].min())
         else:
-            value = float(self._newest.max()) if len(self._newest) else -np.inf
+            value = float(self._newest.max(initial=-np.inf))
+            value += max(0.0, float(self._silent.min(initial=np.inf)) - self.idle) if len(self._silent) else 0.0
         self._value = max(self._value, value - self.lateness)
         return self._value
 

@@ -53,6 +53,16 @@ def test_a_sequence_takes_the_space_of_its_item(tmp_path: Path) -> None:
         ("name: mean", "name: mean, options: {max_histry: 3}", "max_histry: unknown key; did you mean 'max_history'?"),
         ("name: mean", "name: mean, options: {max_history: 0}", ":9: interest.options.max_history: 0: should be"),
         ("  source: {interactions: clicks.csv}\n", "", ":2: data: names neither 'dataset'"),
+        (
+            "name: ads",
+            "name: ads\nlearning:\n  join:\n    labels:\n      clickk: [view]",
+            ":5: learning.join.labels.clickk: no task named 'clickk'; did you mean 'click'?",
+        ),
+        (
+            "name: ads",
+            "name: ads\nlearning: {join: {window_seconds: {buy: 5}}}",
+            ":2: learning.join.window_seconds.buy: no task named 'buy' (data.labels: click)",
+        ),
         ("name: ads", "name: ads\nplugins: [guard]", ":2: plugins[0]: no plugin moments.guard"),
         ("name: ads", "name: ads\ntraining: {optimizer: {dense_lr: .inf}}", "dense_lr: Infinity: should be a finite"),
         ("clicked}}", "clicked}}\n  user: null\n  split: {by: user_tail}", ":6: data.split.by: 'user_tail' needs"),

@@ -59,8 +59,37 @@ def test_a_silent_partition_is_left_out_and_counts_again_when_it_speaks() -> Non
     assert marks.value(7) == 1090
 
 
-def test_where_all_are_silent_the_newest_event_counts() -> None:
-    assert silent(watermarks(1000, 700), 0, 10) == 990
+def test_where_all_are_silent_event_time_goes_on_with_the_clock_from_the_newest_event() -> None:
+    assert silent(watermarks(1000, 700), 0, 6) == 990 + (6 - 5)
+    assert silent(watermarks(1000, 700), 0, 65) == 990 + (65 - 5)
+
+
+def test_the_silence_of_all_begins_with_the_last_event_of_any() -> None:
+    marks = watermarks(1000, 700)
+    for second in range(1, 8):
+        marks.observe(1, 700 + second, second)
+        assert marks.value(second) == 690 + second
+    assert silent(marks, 7, 5) == 697  # partition 0 has been idle since second 6, partition 1 is waited for
+    assert silent(marks, 12, 3) == 990 + 3
+
+
+def test_an_event_after_a_silence_does_not_put_event_time_back() -> None:
+    marks = watermarks(1000)
+    assert silent(marks, 0, 105) == 990 + 100
+    marks.observe(0, 1010, 106)
+    assert marks.value(106) == 1090
+    marks.observe(0, 1200, 107)
+    assert marks.value(107) == 1190
+
+
+def test_where_the_clock_stands_still_events_alone_move_event_time() -> None:
+    marks = watermarks(1000, 700)
+    assert [marks.value(0.0) for _ in range(1000)] == [690] * 1000
+
+
+def test_before_the_first_event_there_is_no_event_time_however_long_the_silence() -> None:
+    assert silent(watermarks(math.nan, math.nan), 0, 100) == -math.inf
+    assert silent(Watermarks(10, 5), 0, 100) == -math.inf
 
 
 def test_a_partition_at_its_end_is_left_out_until_more_comes_of_it() -> None:
