@@ -2,6 +2,7 @@
 
 A missing value (null, NaN, infinite) is the mean, that is 0 after scaling; among bins it has an id of its own, the same
 as any missing id. Values are rounded to float32 first, so that the same number gives the same bin offline and online.
+A score further than `FAR` from 0 counts as that: an absurd number must not make the network's sums infinite.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 from engine.hashing import fingerprint
 from engine.schema import FeatureSpec
 
+FAR = 1e4
+"""Standard deviations. Of n values none lies further than sqrt(n) from their mean, so training meets no limit here."""
 SAMPLE = 1 << 20
 """Values a feature that quantiles are computed from; all of them where there are fewer."""
 
@@ -37,7 +40,7 @@ class Transform:
         if self.edges is None:
             wide = values.astype(np.float64)
             score = ((_log(wide) if self.log else wide) - self.mean) / self.std
-            return np.where(present, score, 0.0).astype(np.float32)
+            return np.where(present, np.clip(score, -FAR, FAR), 0.0).astype(np.float32)
         assert self.ids is not None
         bins = np.searchsorted(self.edges, values, side="right")
         return self.ids[np.where(present, bins, len(self.edges) + 1)]
