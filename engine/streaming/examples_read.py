@@ -108,6 +108,10 @@ class ExamplesRead:
     def assign(self, partitions: Sequence[int], clock: float) -> None:
         """Nothing is waited for."""
 
+    def turn_to(self, bundle: Bundle) -> None:
+        """Goes on over another bundle's items; it reads features as the one before."""
+        self.catalogue = bundle.catalogue
+
     def join_counts(self) -> dict[str, int]:
         return {}
 

@@ -118,6 +118,11 @@ class EventsJoined:
         for partition in partitions:
             self.watermarks.observe(partition, float("nan"), clock)
 
+    def turn_to(self, bundle: Bundle) -> None:
+        """Goes on over another bundle's items, which item events hold on to; it reads features as the one before."""
+        self._bundle_catalogue = bundle.catalogue
+        self._begin_catalogue()
+
     def join_counts(self) -> dict[str, int]:
         """What became of impressions and interactions (`Joiner.counts`)."""
         return dict(self.joiner.counts)
@@ -211,15 +216,19 @@ class EventsJoined:
 
         self._items = msgspec.json.decode(state["items"].tobytes())
         self.counts = Counter(msgspec.json.decode(state["counts"].tobytes()))
-        self.catalogue = self._bundle_catalogue
-        if self._items:
-            self.catalogue = self.catalogue.updated([*self._items], [*self._items.values()], self.encoder)
-        self.pending.catalogue = self.catalogue
+        self._begin_catalogue()
         self._seen.load(part("seen"))
         self.joiner.load(part("join"))
         self.pending.load(part("pending"))
         self.ready.load(part("ready"))
         self.watermarks.load(part("watermarks"))
+
+    def _begin_catalogue(self) -> None:
+        """The bundle's, with all that events said of items."""
+        self.catalogue = self._bundle_catalogue
+        if self._items:
+            self.catalogue = self.catalogue.updated([*self._items], [*self._items.values()], self.encoder)
+        self.pending.catalogue = self.catalogue
 
 
 def interaction_types(config: Config, tasks: Sequence[str]) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ from engine.streaming.beginning import CHOICES, ResetTo, begin
 from engine.streaming.chain import Learnt, finite, grow
 from engine.streaming.checkpointing import LearnerCheckpoints, Saved
 from engine.streaming.dead import DeadLetters
+from engine.streaming.example_schema import schema_id
 from engine.streaming.examples import JoinedExamples, encode_examples
 from engine.streaming.examples_read import ExamplesRead
 from engine.streaming.fetch import Chunk, Fetcher
@@ -322,6 +323,12 @@ class Learner:
         bundle = giving.anew()
         if bundle is None:
             return
+        if schema_id(bundle.encoder) != schema_id(self.stream.encoder):
+            raise BundleError(
+                f"{bundle.path}: it is current now, and it reads features otherwise than the bundle before: what waits "
+                f"to be joined cannot teach it; start again: {CHOICES}"
+            )
+        self.stream.turn_to(bundle)
         steps = self.trainer.steps
         self.model = TrainedModel(bundle, self.learning, self.plugins, self.stream.catalogue)
         self.trainer.steps = steps

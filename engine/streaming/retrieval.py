@@ -106,10 +106,14 @@ class OnlineRetrieval:
             raise ValueError(f"the catalogue lost {-more} items; rows must keep their numbers")
         self._catalogue = catalogue
         if more:
-            self._level = np.append(self._level, np.full(more, _LIKED, np.uint8))
-            self._counts = np.append(self._counts, np.zeros(more))
-            self._fresh = np.append(self._fresh, np.zeros(more, np.int64))
+            self._lengthen(more)
             self._sampler = self.core.sampler(self._whole_counts())
+
+    def _lengthen(self, more: int) -> None:
+        """For so many new items."""
+        self._level = np.append(self._level, np.full(more, _LIKED, np.uint8))
+        self._counts = np.append(self._counts, np.zeros(more))
+        self._fresh = np.append(self._fresh, np.zeros(more, np.int64))
 
     def step(self, batch: Batch, rows: np.ndarray) -> float:
         """One optimizer step on positives -> the loss, in nats; 0 where there is nothing to learn.
@@ -251,14 +255,18 @@ class OnlineRetrieval:
         }
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes `state` up; the weights were read into `tensors` before, and the catalogue set to what it was then."""
-        if len(state["level"]) != len(self._catalogue):
+        """Takes `state` up; the weights were read into `tensors` before, and the catalogue set to what it was then.
+
+        Items behind those that it knew came before the bundle was published, and after the checkpoint.
+        """
+        more = len(self._catalogue) - len(state["level"])
+        if more < 0:
             raise CheckpointError(
                 f"retrieval: the checkpoint knows {len(state['level']):,} items, the catalogue {len(self._catalogue):,}"
             )
         self.steps, self._cursor, self._behind = state["numbers"].tolist()
-        self._counts, self._fresh = state["counts"].copy(), state["fresh"].copy()
-        self._level = state["level"].copy()
+        self._counts, self._fresh, self._level = state["counts"].copy(), state["fresh"].copy(), state["level"].copy()
+        self._lengthen(more)
         for name, seen in self._touched.items():
             seen[:] = False
             seen[state[f"touched/{name}"]] = True
