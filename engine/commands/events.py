@@ -154,22 +154,29 @@ def topics(
     partitions: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Of the log, where it is made; dead and examples take as many.")
     ] = None,
+    learner: Annotated[
+        Path | None, typer.Option(exists=True, help="A learner's --out: how far its checkpoint is behind.")
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Make the log and the streams beside it where they are missing, and list them by partition.
 
     Only `models` is compact: of the pointer to the served bundle the newest is enough, of deltas all are needed.
+    The learner's lag is that of --learner; without it, that of group plexrank.NAME, in which learners keep a copy of
+    their positions where the log has groups.
     """
     from engine.loading import load_config
     from engine.plugins import installed
     from engine.streaming.topics import describe
 
-    rows = describe(installed(), load_config(config).serving.event_log, state_dir, partitions)
+    loaded = load_config(config)
+    use = loaded.serving.event_log
+    rows = describe(installed(), use, state_dir, partitions, model=loaded.name, learner=learner)
     if json:
         print_json([row.as_dict() for row in rows])
         return
-    columns = ["stream", "partition", "begin", "end", "records", "newest, s ago"]
-    print_table(columns, [(r.stream, r.partition, r.begin, r.end, r.end - r.begin, r.age) for r in rows])
+    columns = ["stream", "partition", "begin", "end", "records", "newest, s ago", "learner's lag"]
+    print_table(columns, [(r.stream, r.partition, r.begin, r.end, r.end - r.begin, r.age, r.lag) for r in rows])
 
 
 class _Printer:

@@ -142,6 +142,16 @@ class EventLog(Component, ABC):
     def identity(self) -> str:
         """Names this very stream: positions of one identity mean nothing in another (a checkpoint compares it)."""
 
+    def note(self, group: str, positions: Mapping[int, int]) -> None:
+        """Writes positions down as a group's offsets, for whoever watches lag with the broker's own tools.
+
+        Only a copy: no reader begins there, and the group has no members. Without GROUPS nothing happens.
+        """
+
+    def noted(self, group: str) -> dict[int, int]:
+        """partition -> what was written down last; {} where nothing was, or nothing is kept (needs GROUPS)."""
+        return {}
+
     @abstractmethod
     def health(self) -> None:
         """LogUnavailable where the log does not answer in the time that its options allow, or does not take events."""

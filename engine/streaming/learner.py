@@ -42,6 +42,7 @@ from engine.streaming.joining import EventsJoined
 from engine.streaming.judging import Judge
 from engine.streaming.learner_metrics import LearnerMetrics, Stages
 from engine.streaming.locks import PartitionLocks
+from engine.streaming.monitoring import PositionsCopy
 from engine.streaming.publisher import DeltaPublisher
 from engine.streaming.ready import Examples
 from engine.streaming.registry import ModelRegistry
@@ -143,6 +144,8 @@ class Learner:
             )
         self.judge = Judge(self.learning.guard, bundle, self.plugins, self._on_stop)
         self.model = TrainedModel(bundle, self.learning, self.plugins, self.stream.catalogue)
+        self._copy = PositionsCopy(self.source, bundle.name)
+        self._closing.append(self._copy.close)
         if found.saved is not None:
             self._restore(found.saved)
         self._audit = None if audit is None else Audit(audit, self.counts["audited"])
@@ -377,7 +380,9 @@ class Learner:
         self.metrics.checkpoint.observe(time.monotonic() - start)
         if path is None:
             self.metrics.checkpoints_failed.inc()
-        elif self.plugins.listens("on_checkpoint"):
+            return None
+        self._copy.write(self.positions)
+        if self.plugins.listens("on_checkpoint"):
             self.plugins.notify("on_checkpoint", path=path, step=self.trainer.steps)
         return path
 

@@ -186,6 +186,24 @@ class KafkaLog(EventLog):
         """Connects at its first poll."""
         return KafkaReader(self, self._client, positions, group)
 
+    def note(self, group: str, positions: Mapping[int, int]) -> None:
+        with self._of_group(group) as consumer:
+            consumer.assign(positions)  # by hand: nobody joins the group
+            consumer.commit(positions)
+
+    def noted(self, group: str) -> dict[int, int]:
+        with self._of_group(group) as consumer:
+            return consumer.committed(range(self.topic().partitions))
+
+    @contextmanager
+    def _of_group(self, group: str) -> Iterator[Consumer]:
+        self.topic()
+        consumer = self._client.consumer(self.options.topic, group, _PROBE_WAIT_MS)
+        try:
+            yield consumer
+        finally:
+            consumer.close()
+
     def begins(self) -> dict[int, int]:
         """As the brokers say."""
         with self._probing() as probe:

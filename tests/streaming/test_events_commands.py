@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from engine import cli
 from engine.components import EventLog, LogRecord
 from engine.events import Reason
 from engine.loading import load_config
 from engine.plugins import installed
+from engine.streaming.checkpointing import LearnerCheckpoints
 from engine.streaming.dead import Dead, DeadLetters
 from engine.streaming.open_log import open_log
 
@@ -214,6 +216,7 @@ def test_topics_makes_the_streams_and_lists_them(world: World) -> None:
         "begin": 0,
         "end": 4,
         "age": pytest.approx(0, abs=60),
+        "lag": None,
     }
     assert by_place["deltas", 0]["age"] is None
     assert "examples" in world.events("topics").out
@@ -223,6 +226,36 @@ def test_topics_begins_a_log_that_is_not_there_yet(world: World) -> None:
     answer = world.events("topics", "--state-dir", str(world.folder / "new"), "--json")
     assert answer.code == 0, answer.err
     assert [row["end"] for row in answer.json] == [0] * 8
+
+
+def checkpoint_of(world: World, positions: dict[int, int], identity: str | None = None) -> Path:
+    """As a learner leaves it under --out."""
+    out = world.folder / f"learner-{time.time_ns()}"
+    state = {
+        "identity": identity or world.log.identity,
+        "positions": {str(p): offset for p, offset in positions.items()},
+    }
+    assert LearnerCheckpoints(out / "checkpoints", 2).save({"weight": torch.ones(1)}, {}, state) is not None
+    return out
+
+
+def test_topics_says_how_far_a_learners_checkpoint_is_behind(world: World) -> None:
+    for n in range(20):
+        world.click(n, f"u{n}")
+    ends = world.log.ends()
+    assert min(ends.values()) >= 3
+    out = checkpoint_of(world, {0: ends[0] - 3, 1: ends[1]})
+    rows = world.events("topics", "--learner", str(out), "--json").json
+    assert [row["lag"] for row in rows if row["stream"] == "events"] == [3, 0]
+    assert {row["lag"] for row in rows if row["stream"] != "events"} == {None}
+    assert "learner's lag" in world.events("topics", "--learner", str(out)).out
+
+
+def test_topics_refuses_a_folder_that_is_no_learners_or_of_another_log(world: World) -> None:
+    answer = world.events("topics", "--learner", str(world.folder))
+    assert (answer.code, "holds no learner's checkpoint" in answer.err) == (1, True)
+    answer = world.events("topics", "--learner", str(checkpoint_of(world, {0: 1}, "local:another")))
+    assert (answer.code, "of another log (local:another)" in answer.err) == (1, True)
 
 
 # ---------------------------------------------------------------------------------------------------- dead
