@@ -60,6 +60,7 @@ class Chain:
         self.bundle, self.epoch, self.sequence = bundle, epoch, 0
         self.published = 0
         self._follows: int | None = None
+        self._steps: int | None = None  # that are in the bundle, where this learner made it
         now = time.monotonic()
         self._last = self._dense = self._bundled = self._tried = now
 
@@ -70,12 +71,17 @@ class Chain:
     def begin(self, bundle: Bundle, epoch: int) -> None:
         """A chain on another bundle, from its first delta on."""
         self.bundle, self.epoch, self.sequence, self._follows = bundle, epoch, 0, None
+        self._steps = None
         self._bundled = time.monotonic()
 
     # ------------------------------------------------------------------------------------------------ deltas
     def due(self, touched: int) -> bool:
         since = time.monotonic() - self._last
         return since >= self.config.interval_seconds or touched >= self.config.rows
+
+    def hold(self) -> None:
+        """Lets one time pass without a delta."""
+        self._last = time.monotonic()
 
     def publish(self, learnt: Learnt) -> bool:
         """Makes a delta of all that changed and hands it to the publisher -> whether there was anything to say.
@@ -142,13 +148,15 @@ class Chain:
     def publish_bundle(
         self, learnt: Learnt, folder: Path, plugins: Plugins, figures: Mapping[str, Any], reason: str = "learned"
     ) -> bool:
-        """Writes a bundle, makes it current and goes on from it; False, and the chain as it was, where that fails."""
+        """Writes a bundle, makes it current and goes on from it; False, and the chain as it was, where that fails or
+        nothing was learnt since the last one."""
         self._bundled = time.monotonic()
+        if learnt.trainer.steps == self._steps:
+            return False
         path = folder / f"bundle-{self.bundle.version}-{self.epoch}-{self.sequence}"
         try:
             grown = grow(path, self.bundle, learnt, plugins, figures)
             pointer = self.publisher.publish_bundle(grown.path, self.epoch, reason)
-            self.publisher.registry.prune(self.config.keep)
             there = Bundle.open(self.publisher.registry.bundle(pointer.version), verify=False)
         except BundleError as error:
             log.error("no bundle was published: %s", error)
@@ -159,6 +167,7 @@ class Chain:
         if learnt.retrieval is not None:
             learnt.retrieval.take_delta()
         self.begin(there, pointer.epoch)
+        self._steps = learnt.trainer.steps
         return True
 
     # ------------------------------------------------------------------------------------------------- state

@@ -45,7 +45,7 @@ class Giving:
         self.chain = Chain(publisher, bundle, epoch, config, metrics)
         self.counts = counts
         self.held = False
-        self._publisher, self._plugins, self._folder = publisher, plugins, folder
+        self._publisher, self._plugins, self._folder, self._keep = publisher, plugins, folder, config.keep
         self._metrics, self._spent = metrics, spent
         self._roll_back_to: tuple[Verdict, str] | None = None
         self._left = False
@@ -55,7 +55,8 @@ class Giving:
         self._roll_back_to = (verdict, good)
 
     def due(self, touched: int) -> bool:
-        return self.chain.due(touched)
+        """While it is held back, rows that wait are no reason to judge more often: that takes longer than a step."""
+        return self.chain.due(0 if self.held else touched)
 
     def delta(self, learnt: Learnt, judge: Judge) -> None:
         """A delta, where the guard allows it and the chain was not left."""
@@ -68,6 +69,8 @@ class Giving:
             self.held = True
             self.counts["held"] += 1
             self._metrics.held.inc()
+            self.chain.hold()
+            self._left = self._is_left()
             return
         self.held = False
         try:
@@ -88,10 +91,23 @@ class Giving:
             published = self.chain.publish_bundle(learnt, self._folder, self._plugins, figures)
         if published:
             judge.published(self.chain.base)
+            self._prune(judge)
             self.counts["bundles"] += 1
             there = self.chain.bundle
             self._plugins.notify("on_publish", bundle=there.path, manifest=there.manifest.as_json())
         return published
+
+    def _is_left(self) -> bool:
+        """Whether somebody made another bundle current; who publishes is told so by the publisher."""
+        pointer = self._publisher.registry.current()
+        return pointer is not None and (pointer.version != self.chain.base or pointer.epoch > self.chain.epoch)
+
+    def _prune(self, judge: Judge) -> None:
+        """Old versions go, but for those that the guard may go back to."""
+        try:
+            judge.guard.removed(self._publisher.registry.prune(self._keep, judge.guard.needed))
+        except (OSError, BundleError) as error:
+            log.warning("old versions stay: %s", error)
 
     def anew(self) -> Bundle | None:
         """The bundle to begin anew from: the guard's last good one, or what somebody else made current."""

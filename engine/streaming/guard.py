@@ -9,7 +9,7 @@ What is published should be what was judged: score a batch, observe it, judge, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -66,9 +66,18 @@ class Guard:
         """The newest version after which the model stayed good for `minimum` examples."""
         return self._proven
 
+    @property
+    def needed(self) -> set[str]:
+        """Versions that must not be removed: the last good one, and the next that may prove itself."""
+        return {self._proven, *(version for version, _ in self._waiting[:1])}
+
     def published(self, version: str, examples: int) -> None:
         """A version to which one may go back (a bundle) was published when so many examples had been judged."""
-        self._waiting = [*self._waiting[-99:], (version, examples)]
+        self._waiting = [*self._waiting[:1], *self._waiting[1:][-98:], (version, examples)]
+
+    def removed(self, versions: Collection[str]) -> None:
+        """One cannot go back to these any more."""
+        self._waiting = [(version, since) for version, since in self._waiting if version not in versions]
 
     def judge(self, figures: Mapping[str, Any]) -> Verdict:
         """Looks at `ProgressiveValidation.figures()`.

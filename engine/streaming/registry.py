@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +195,12 @@ class ModelRegistry:
         with self._locked():
             return self._grown()
 
-    def prune(self, keep: int) -> list[str]:
-        """Removes all but the `keep` newest versions -> the removed. The current one stays, and the one before it."""
+    def prune(self, keep: int, spare: Collection[str] = ()) -> list[str]:
+        """Removes all but the `keep` newest versions -> the removed. The current one stays, the one before it, and
+        those of `spare`."""
         with self._locked():
             pointer = self.current()
-            held = {pointer.version, *pointer.history[-1:]} if pointer is not None else set()
+            held = {*spare, *(() if pointer is None else (pointer.version, *pointer.history[-1:]))}
             found = [v.version for v in self.versions()]
             gone = [v for v in found[: max(0, len(found) - keep)] if v not in held]
             for version in gone:

@@ -301,8 +301,8 @@ def test_what_cannot_learn_is_refused_with_what_to_set(
     off = bundle.config.learning.model_copy(update={"retrieval": False})
     with pytest.raises(ConfigError, match=r"learning\.retrieval is false"):
         OnlineRetrieval(bundle, off, plugins)
-    with pytest.raises(CheckpointError, match="knows 149 items"):
-        learner.load({**learner.state(), "level": np.zeros(149, np.uint8)})
+    with pytest.raises(CheckpointError, match="knows 151 items"):
+        learner.load({**learner.state(), "level": np.zeros(151, np.uint8)})
     monkeypatch.setattr(Bundle, "encoder_model", lambda self, plugins: None)
     with pytest.raises(BundleError, match=r"set learning\.retrieval: false"):
         OnlineRetrieval(bundle, bundle.config.learning, plugins)
