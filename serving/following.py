@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from engine.components import EventLog, Scorer
-from engine.errors import BundleError, EventError, RequestError
+from engine.errors import BundleError, EventError, LogUnavailable, RequestError
+from engine.streaming.announce import tell
 from engine.streaming.delta import Delta
 from engine.streaming.encoder_delta import apart
 from engine.streaming.follower import DeltaFollower
@@ -127,16 +128,26 @@ class Following:
         """RequestError: 404 for a version that is not there."""
         if all(known.version != version for known in self.registry.versions()):
             raise RequestError(f"the registry has no version '{version}'", status=404, pointer="/version")
-        return self.registry.promote(version, reason=reason)
+        return self._told(self.registry.promote(version, reason=reason))
 
     def rollback(self, to: str | None, reason: str) -> Pointer:
         """To the version before, or to one by name. RequestError: 409 where there is none to go to."""
         if to is not None and all(known.version != to for known in self.registry.versions()):
             raise RequestError(f"the registry has no version '{to}'", status=404, pointer="/to")
         try:
-            return self.registry.rollback(to, reason=reason)
+            return self._told(self.registry.rollback(to, reason=reason))
         except BundleError as error:
             raise RequestError(str(error), status=409) from None
+
+    def _told(self, pointer: Pointer) -> Pointer:
+        """The log hears of it too; where it cannot, the registry alone says it, and a learner passes it on later."""
+        try:
+            if self.service.waits:
+                raise LogUnavailable("the event log is away")
+            tell(self.service.log, pointer)
+        except EventError as error:
+            log.info("the stream `models` was not told of %s: %s", pointer.version, error)
+        return pointer
 
     def close(self) -> None:
         self._stop.set()

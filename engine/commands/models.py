@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from engine.commands.bundles import print_differences
+from engine.commands.event_log import StateDir
 from engine.commands.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,6 +22,11 @@ RootOption = Annotated[Path, typer.Option("--models", metavar="ROOT", help="Fold
 ModelOption = Annotated[str | None, typer.Option("--model", help="Where the registry holds several: which.")]
 PinOption = Annotated[bool, typer.Option("--pin", help="Serve exactly this until the next promotion: no deltas.")]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept with the pointer.")]
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(metavar="CONFIG", exists=True, help="Names the event log, which is told too: for servers elsewhere."),
+]
 
 
 @app.command("list")
@@ -49,6 +56,8 @@ def promote(
     model: ModelOption = None,
     pin: PinOption = False,
     reason: ReasonOption = None,
+    config: ConfigOption = None,
+    state_dir: StateDir = Path("state"),
     json: JsonFlag = False,
 ) -> None:
     """Serve a version from now on, or take a bundle in and serve it; servers follow within a second."""
@@ -56,7 +65,7 @@ def promote(
     path = Path(version)
     if (path / "manifest.json").is_file():
         version = registry.take_in(path)
-    _say(registry.promote(version, reason=reason or "promoted by hand", pin=pin), json)
+    _say(registry.promote(version, reason=reason or "promoted by hand", pin=pin), json, config, state_dir)
 
 
 @app.command()
@@ -66,10 +75,13 @@ def rollback(
     model: ModelOption = None,
     pin: PinOption = False,
     reason: ReasonOption = None,
+    config: ConfigOption = None,
+    state_dir: StateDir = Path("state"),
     json: JsonFlag = False,
 ) -> None:
     """Go back to the version that was served before; deltas of the chain that is left are not applied any more."""
-    _say(_registry(models, model).rollback(to, reason=reason or "rolled back by hand", pin=pin), json)
+    pointer = _registry(models, model).rollback(to, reason=reason or "rolled back by hand", pin=pin)
+    _say(pointer, json, config, state_dir)
 
 
 @app.command()
@@ -94,9 +106,24 @@ def _registry(root: Path, model: str | None) -> ModelRegistry:
     return ModelRegistry(root, model)
 
 
-def _say(pointer: Pointer, json: bool) -> None:
+def _say(pointer: Pointer, json: bool, config: Path | None, state_dir: Path) -> None:
+    if config is not None:
+        _tell(pointer, config, state_dir)
     if json:
         print_json(pointer.as_dict())
     else:
         pinned = ", pinned" if pointer.pinned else ""
         print(f"{pointer.model} {pointer.version} is served from epoch {pointer.epoch} on{pinned}")
+
+
+def _tell(pointer: Pointer, config: Path, state_dir: Path) -> None:
+    """Of the log, too; the pointer holds where that fails."""
+    from engine.commands.event_log import opened
+    from engine.errors import EventError
+    from engine.streaming.announce import tell
+
+    try:
+        with opened(config, state_dir) as log:
+            tell(log, pointer)
+    except EventError as error:
+        print(f"the registry says so, but the log was not told: {error}", file=sys.stderr)

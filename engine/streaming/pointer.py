@@ -28,6 +28,7 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
         relative to the registry. sha256: of its manifest. created: seconds since 1970.
     pinned: no bundle and no delta may follow. positions: of the stream `deltas` named `stream`, from which the chain
         goes on. history: versions that were current before, oldest first, that a rollback may go back to.
+    registry: names the registry that gave the epoch out; those of another one mean nothing beside it.
     """
 
     model: _Name
@@ -41,6 +42,12 @@ class Pointer(msgspec.Struct, frozen=True, kw_only=True):
     positions: dict[int, _Count] = {}
     stream: Annotated[str, msgspec.Meta(max_length=1000)] = ""
     history: Annotated[list[_Version], msgspec.Meta(max_length=MOST_HISTORY)] = []
+    registry: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+    def follows(self, other: Pointer) -> bool:
+        """Whether it was set after another one of the same registry."""
+        same = self.registry != "" and (self.registry, self.model) == (other.registry, other.model)
+        return same and (self.epoch, self.created) > (other.epoch, other.created)
 
     def encoded(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

@@ -1,4 +1,4 @@
-"""Where a follower finds what is served: the pointer in the registry, else the newest one on the stream `models`."""
+"""Where a follower finds what is served: the pointer in the registry or on the stream `models`, whichever is newer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ LOOK_SECONDS = 0.2
 class PointerWatch:
     """A thread that looks for another pointer and sets `changed`; `latest` is the newest that it knows.
 
-    The registry's own file decides where there is one; a replica that has the versions but not that file follows the
-    stream. trouble: why neither could be read at the last look, or None.
+    The registry's file may be seen late (another machine's mount): a pointer of the same registry on the stream counts
+    where it was set later. A stream that tells of another registry is passed over. A replica that has the versions but
+    not that file follows the stream. trouble: why neither could be read at the last look, or None.
     """
 
     def __init__(self, registry: ModelRegistry, models: EventLog | None) -> None:
@@ -35,14 +36,16 @@ class PointerWatch:
         self._thread.start()
 
     def look(self) -> Pointer | None:
-        """The registry's pointer as it is now, else the latest known."""
+        """The newest pointer as it is now; where neither says one, the latest known."""
         with self._lock:
             try:
                 found = self.registry.current()
                 self.trouble = None
             except BundleError as error:
                 found, self.trouble = None, str(error)
-            found = found or self._told
+            told = self._told
+            if told is not None and (found is None or told.follows(found)):
+                found = told
             if found is not None and found != self.latest:
                 self.latest = found
                 self.changed.set()
@@ -83,7 +86,8 @@ class PointerWatch:
                 except BundleError as error:
                     self.trouble = str(error)
                     continue
-                if pointer.model == record.key:
+                told = self._told
+                if pointer.model == record.key and not (told is not None and told.follows(pointer)):
                     self._told = pointer
 
     def _close(self) -> None:

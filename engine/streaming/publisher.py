@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.components.logs import EventLog
 from engine.errors import BundleError, DeltaGap, EventError
+from engine.streaming.announce import announce
 from engine.streaming.assembler import Assembler
 from engine.streaming.delta import Delta, merge, standing
 from engine.streaming.delta_codec import Dtype, encode, read_header
@@ -288,5 +289,5 @@ class DeltaPublisher:
         """Tells `models` of a pointer that it does not have, whoever set it."""
         pointer = self.registry.current()
         if pointer is not None and pointer != self._announced:
-            self.models.append([(pointer.model, pointer.encoded())])
+            announce(self.models, pointer)
             self._announced = pointer

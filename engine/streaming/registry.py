@@ -7,6 +7,7 @@ ROOT/<model>/epoch          the greatest epoch that was given out
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -304,12 +305,13 @@ class ModelRegistry:
             epoch=epoch,
             path=f"{self.model}/{version}",
             sha256=sha256(self.bundle(version) / "manifest.json"),
-            created=time.time(),
+            created=max(time.time(), math.nextafter(old.created, math.inf) if old is not None else 0.0),
             reason=reason[:1000],
             pinned=pinned,
             positions=dict(positions or {}),
             stream=stream,
             history=history,
+            registry=old.registry if old is not None and old.registry else uuid.uuid4().hex,
         )
         if epoch > self._given():
             self._give(epoch)

@@ -18,6 +18,7 @@ from engine.bundle.manifest import content_version, sealed
 from engine.components import EventLog
 from engine.errors import BundleError
 from engine.streaming.delta import Delta, ItemVectors, TableRows
+from engine.streaming.pointer import decode_pointer
 from engine.streaming.publisher import DeltaPublisher
 from engine.streaming.registry import ModelRegistry
 from serving.app import serve_with
@@ -222,6 +223,13 @@ def test_promoting_what_serves_drops_what_was_learned_behind_it(world: World) ->
     world.serves(base)
     assert world.scores() == pytest.approx(before, abs=1e-6)
     assert world.client.get("/v1/models").json()["following"]["epoch"] == 2
+
+
+def test_a_rollback_by_hand_is_told_to_the_log_for_servers_elsewhere(world: World) -> None:
+    promoted = world.client.post(f"/v1/models/{world.bundle.version}:promote", json={"reason": "begin anew"}).json()
+    told = [decode_pointer(record.value, "models") for record in world.streams[1].read({0: 0})]
+    assert told[-1] == world.registry.current()
+    assert (told[-1].epoch, told[-1].reason) == (promoted["epoch"], "begin anew")
 
 
 def test_a_server_without_registry_says_so(server: Any) -> None:
