@@ -23,7 +23,10 @@ from engine.events import Reason
 Headers = tuple[tuple[str, bytes], ...]
 
 MOST_BYTES = 600_000
-"""A longer value is not copied: base64 would pass the 1 MiB that brokers take. It is read from its own log again."""
+"""Value and headers that are longer are not copied: base64 would pass the 1 MiB that brokers take. They are read from
+their own log again."""
+_MOST_KEY = 1_024
+"""Bytes of a key, beyond which it is cut, as no id is so long."""
 _CHUNK = 500
 
 
@@ -55,7 +58,8 @@ class Dead:
 
 
 class _Record(msgspec.Struct, omit_defaults=True):
-    """As it is stored. value is absent where it was longer than MOST_BYTES; sha256 is of the value."""
+    """As it is stored. value and headers are absent where they were longer than MOST_BYTES, or the key was cut; size
+    and sha256 are of the value."""
 
     reason: str
     detail: str
@@ -126,7 +130,7 @@ class DeadLetters:
         for letter in letters:
             position = (stream, letter.partition, letter.offset, letter.row)
             if position not in self._written and position not in fresh:
-                fresh[position] = (letter.key, _stored(letter, stream, now))
+                fresh[position] = (_short(letter.key), _stored(letter, stream, now))
         records = list(fresh.values())
         for start in range(0, len(records), _CHUNK):
             try:
@@ -169,11 +173,11 @@ class DeadLetters:
         waiting = [letter for letter in wanted if letter.place not in marked]
         counts["already"] = len(wanted) - len(waiting)
         for start in range(0, len(waiting), _CHUNK):
-            found = [(letter, self._value(letter)) for letter in waiting[start : start + _CHUNK]]
-            sent = [(letter, value) for letter, value in found if value is not None]
+            found = [(letter, self._original(letter)) for letter in waiting[start : start + _CHUNK]]
+            sent = [(letter, original) for letter, original in found if original is not None]
             counts["gone"] += len(found) - len(sent)
             if sent:
-                target.append([(letter.key, value) for letter, value in sent], [letter.headers for letter, _ in sent])
+                target.append([(key, value) for _, (key, value, _) in sent], [headers for _, (_, _, headers) in sent])
                 now = self._clock()
                 self.dead.append([(letter.key, msgspec.json.encode(_Marker(letter.place, now))) for letter, _ in sent])
                 counts["resubmitted"] += len(sent)
@@ -205,16 +209,16 @@ class DeadLetters:
                     if marker is not None:
                         marked.add(marker.resubmitted)
 
-    def _value(self, letter: Letter) -> bytes | None:
-        """The original bytes; None where they are gone."""
+    def _original(self, letter: Letter) -> tuple[str, bytes, Headers] | None:
+        """Key, bytes and headers as they were; None where they are gone."""
         if letter.value is not None:
-            return letter.value
+            return letter.key, letter.value, letter.headers
         if letter.stream != self.log.identity or letter.row >= 0:
             return None
         try:
             for record in self.log.read({letter.partition: letter.offset}, 1):
                 if record.offset == letter.offset and hashlib.sha256(record.value).hexdigest() == letter.sha256:
-                    return record.value
+                    return record.key, record.value, record.headers
         except LogUnavailable:
             raise
         except EventError:
@@ -243,7 +247,14 @@ class DeadLetters:
             self._written.popitem(last=False)
 
 
+def _short(key: str) -> str:
+    return key.encode()[:_MOST_KEY].decode(errors="ignore")
+
+
 def _stored(letter: Dead, stream: str, now: float) -> bytes:
+    key = _short(letter.key)
+    size = len(letter.value) + sum(6 * len(name) + len(data) for name, data in letter.headers)  # escapes take 6
+    whole = size <= MOST_BYTES and key == letter.key
     return msgspec.json.encode(
         _Record(
             reason=str(letter.reason),
@@ -251,12 +262,12 @@ def _stored(letter: Dead, stream: str, now: float) -> bytes:
             stream=stream,
             partition=letter.partition,
             offset=letter.offset,
-            key=letter.key,
+            key=key,
             size=len(letter.value),
             sha256=hashlib.sha256(letter.value).hexdigest(),
             first_seen=now,
-            headers=list(letter.headers),
-            value=letter.value if len(letter.value) <= MOST_BYTES else None,
+            headers=list(letter.headers) if whole else [],
+            value=letter.value if whole else None,
             row=letter.row,
         )
     )

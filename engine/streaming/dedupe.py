@@ -9,6 +9,10 @@ import numpy as np
 from engine.streaming.print_index import PrintIndex
 
 
+_NOBODY = 0
+"""Stands where an event was forgotten. One whose fingerprint it is would be new whenever it comes."""
+
+
 class SeenEvents:
     """The newest `capacity` distinct events; the one that came first is forgotten first. 30 to 90 bytes an event."""
 
@@ -29,6 +33,12 @@ class SeenEvents:
         self._add(prints[fresh])
         return fresh
 
+    def forget(self, prints: np.ndarray) -> None:
+        """Events int64 [n] are new again when they come once more."""
+        places = self._index.get(prints)
+        places = places[self._known(prints)]
+        self._ring[places] = _NOBODY
+
     def _known(self, prints: np.ndarray) -> np.ndarray:
         places = self._index.get(prints)
         known = places >= 0
@@ -47,9 +57,10 @@ class SeenEvents:
         places = numbers % self.capacity
         self._ring[places] = prints
         if len(self._index) + len(prints) > 2 * max(self.capacity, 1024):
-            self._index.rebuild(self._ring[: len(self)], np.arange(len(self)))
+            prints, places = self._ring[: len(self)], np.arange(len(self))
+            self._index.rebuild(prints[prints != _NOBODY], places[prints != _NOBODY])
         else:
-            self._index.put(prints, places)
+            self._index.put(prints[prints != _NOBODY], places[prints != _NOBODY])
 
     def state(self) -> dict[str, np.ndarray]:
         """Fingerprints, oldest first."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 
 from engine.bundle import Bundle
 from engine.catalogue import ArrowCatalogue
@@ -88,14 +89,16 @@ class EventsJoined:
         if chunk.ended:
             self.watermarks.finish(chunk.partition)
         shown = self.pending.add(rankings)
+        letters = _Letters(records)
         for number, why in shown.refused.items():
-            record = records[int(rankings.record[number])]
-            dead.append(_letter(record, Reason.SCHEMA, why, int(rankings.event[number])))
+            place, event = int(rankings.record[number]), int(rankings.event[number])
+            dead.append(letters.of(place, Reason.SCHEMA, why, event))
         emitted = self.joiner.add(rankings, interactions, shown)
         self._push(emitted)
         for number in emitted.foreign.tolist():
-            record = records[int(interactions.record[number])]
-            dead.append(_letter(record, Reason.UNKNOWN_ITEM, _FOREIGN, int(interactions.event[number])))
+            place, event = int(interactions.record[number]), int(interactions.event[number])
+            dead.append(letters.of(place, Reason.UNKNOWN_ITEM, _FOREIGN, event))
+        self._seen.forget(np.array(letters.events, np.int64))  # one that is sent again is to be looked at again
         counts["rankings"] += len(rankings) - len(shown.refused)
         counts["interactions"] += len(interactions) - len(emitted.foreign)
         self.advance(clock)
@@ -237,14 +240,27 @@ def interaction_types(config: Config, tasks: Sequence[str]) -> dict[str, list[st
     return default | config.learning.join.labels
 
 
-def _letter(record: LogRecord, reason: Reason, detail: str, event: int) -> Dead:
-    """Of a batch, only the row that holds the event (int64 fingerprint of its source and id)."""
-    if not is_batch(record):
-        return Dead.of(record, reason, detail)
-    _, table = decode_batch(record.value)
-    names = map(event_name, table.column("source").to_pylist(), table.column("id").to_pylist())
-    row = int(np.argmax(fingerprints(names) == event))
-    return Dead.of(record, reason, detail, row, row_of(table, row))
+class _Letters:
+    """Dead letters of a chunk's records. events: of whom there is one, int64 fingerprints of source and id."""
+
+    def __init__(self, records: Sequence[LogRecord]) -> None:
+        self.events: list[int] = []
+        self._records = records
+        self._batches: dict[int, tuple[pa.Table, dict[int, int]]] = {}
+
+    def of(self, place: int, reason: Reason, detail: str, event: int) -> Dead:
+        """Of a batch, only the row that holds the event."""
+        self.events.append(event)
+        record = self._records[place]
+        if not is_batch(record):
+            return Dead.of(record, reason, detail)
+        if place not in self._batches:
+            _, table = decode_batch(record.value)
+            names = map(event_name, table.column("source").to_pylist(), table.column("id").to_pylist())
+            prints = fingerprints(names).tolist()
+            self._batches[place] = table, dict(zip(reversed(prints), reversed(range(len(prints))), strict=True))
+        table, rows = self._batches[place]
+        return Dead.of(record, reason, detail, rows[event], row_of(table, rows[event]))
 
 
 def _record_of(event: Event, records: Sequence[LogRecord]) -> LogRecord:
