@@ -8,8 +8,7 @@ import numpy as np
 
 from engine.streaming.print_index import PrintIndex
 
-
-_NOBODY = 0
+_NOBODY = -(1 << 63)
 """Stands where an event was forgotten. One whose fingerprint it is would be new whenever it comes."""
 
 

@@ -1,4 +1,4 @@
-"""Events that the join refuses, and letters larger than a record may be: each is buried, once, and can be sent again."""
+"""Events that the join refuses, letters that are larger than a record may be: all are buried, and can be sent again."""
 
 from __future__ import annotations
 
