@@ -45,6 +45,10 @@ class ServerConsole:
             parts["encoder"] = config.retrieval.encoder.name
         return parts
 
+    def learnt(self) -> str | None:
+        """Of the scorer, deltas included; None without a registry."""
+        return None if self.server.following is None else self.server.service.scorer.version
+
     def users(self, prefix: str, limit: int) -> Sequence[UserState]:
         """The first of the users whose id begins so, 2 before 10; without the feature that repeats the id."""
         service = self.server.service

@@ -43,6 +43,7 @@ HEADERS = {
 COUNT = 20  # items in the list
 HISTORY = 30  # history items beside it
 USERS = 40  # users offered at once
+VERSION = 100  # characters of a version
 FORM_BYTES = 64 * 1024
 
 
@@ -54,6 +55,9 @@ class Console(Protocol):
 
     def about(self) -> Mapping[str, str]:
         """What serves: part -> plugin, for people (interest -> din)."""
+
+    def learnt(self) -> str | None:
+        """The version that answers now, where what serves follows a learner; None elsewhere. Does not block."""
 
     def users(self, prefix: str, limit: int) -> Sequence[UserState]: ...
 
@@ -189,6 +193,13 @@ class Playground:
         stage = {"user": user, "ranking": None, "problem": refusal, "receipt": receipt}
         return self._page(ask, stage, refusal.status)
 
+    def version(self, shown: str) -> Response:
+        """Whether the model has learnt since it scored the list that is shown, which is of this version."""
+        learnt = self.console.learnt()
+        if learnt is None:
+            return Response(status_code=204, headers=HEADERS)
+        return self.render("version.html", version=shown[:VERSION], learnt=learnt)
+
     def people(self, prefix: str) -> Response:
         """The users whose id begins so; the page's script marks the one that is shown."""
         return self.render("users.html", users=self.console.users(prefix, USERS), query=prefix, user="")
@@ -219,6 +230,8 @@ class Playground:
             "user": user,
             "ranking": view.ranking(user, answer, reasons, cards, view.parse_shown(before)),
             "compared": bool(before),
+            "version": answer["model"]["version"],
+            "learnt": self.console.learnt(),
             "state": state,
             "history": [
                 (cards.get(item) or view.Card(item, item), time)
@@ -273,6 +286,11 @@ def router(play: Playground) -> APIRouter:
     @routes.get("/playground/users")
     async def users(user: str = "") -> Response:
         return await run(play.people, user.strip())
+
+    @routes.get("/playground/version")
+    async def version(shown: str = "") -> Response:
+        """Asked every second by each open page, so it takes no turn at the gate."""
+        return play.version(shown)
 
     @routes.post("/playground/events")
     async def events(request: Request) -> Response:

@@ -30,7 +30,7 @@ function glide() {
 }
 
 function say(text) {
-  notice.textContent = text;
+  if (notice.textContent !== text) notice.textContent = text;
   notice.hidden = !text;
 }
 
@@ -95,6 +95,7 @@ document.addEventListener("click", async (event) => {
 });
 
 document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.detail.elt.id === "learnt") return; // asks every second, and takes no words away
   say("");
   if (event.detail.target !== stage()) return;
   stage().setAttribute("aria-busy", "true");

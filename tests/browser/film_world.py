@@ -67,6 +67,7 @@ class FilmConsole:
         self.fails: PlexrankError | None = None
         self.degraded: list[str] = []
         self.delay = 0.0
+        self.learnt_version: str | None = None
         self.answers: dict[str, Mapping[str, Reason]] = {}
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -74,6 +75,9 @@ class FilmConsole:
 
     def about(self) -> Mapping[str, str]:
         return {"interest": "din", "embedding": "full", "ranker": "mlp"}
+
+    def learnt(self) -> str | None:
+        return self.learnt_version
 
     def users(self, prefix: str, limit: int) -> Sequence[UserState]:
         return [s for name, s in self.states.items() if name.startswith(prefix)][:limit]

@@ -152,6 +152,34 @@ def test_the_same_is_learnt_over_a_kafka_broker(small, shown, tmp_path):
     assert not (tmp_path / "state" / "events").exists(), "the log is the broker's"
 
 
+@pytest.mark.browser
+def test_the_page_says_when_a_click_is_learnt_and_the_next_list_is_scored_by_it(browser, small, shown, tmp_path):
+    from playwright.sync_api import expect
+
+    steps, prepared = demo_module.Steps(sys.stderr), prepare(small, installed())
+    bundle = Bundle.open(shown[3] / "bundle")
+    with (
+        demo_module._serve(steps, bundle, small, tmp_path, 0, prepared) as (client, user),
+        demo_module._learn(steps, small, tmp_path),
+    ):
+        watch = Watch(client.base)
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+        watch.attach(page)
+        page.goto(f"{client.base}/?user={user}")
+        scored_by, learnt = page.locator(".chip code").first, page.locator("#learnt")
+        expect(learnt).to_have_text("learns from clicks")
+        expect(scored_by).to_have_text(bundle.version)
+        page.locator("#stage .row .title").nth(8).click()
+        expect(page.locator("#learnt.newer code")).to_contain_text("+", timeout=20_000)
+        now = page.locator("#learnt.newer code").inner_text()
+        page.locator("#stage .row .title").nth(8).click()
+        expect(scored_by).to_contain_text(f"{bundle.version}+")
+        sequence = int(scored_by.inner_text().rpartition(".")[2])
+        assert sequence >= int(now.rpartition(".")[2]), "the list after the click is scored by what was learnt"
+        page.context.close()
+        watch.check()
+
+
 def test_a_learner_that_is_killed_is_told_of_once_and_the_page_goes_on(shown, capsys, monkeypatch):
     class Ended:
         trouble, words = "the learner ended (signal 9): it said nothing", Path("learner.log")
