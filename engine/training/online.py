@@ -57,7 +57,8 @@ class OnlineTrainer:
         self._sums = self.core.table_sums()
         self._touched = {name: np.zeros(len(weight), dtype=bool) for name, weight in self._tables.items()}
         self._count = 0
-        self._training = True
+        self._training = False
+        self.core.sharded.eval()
         self._scored = self._plain() if isinstance(method, TableEmbedding) else self.core.model
         optimizer = bundle.optimizer()
         self._fill(bundle.frozen_tensors(), optimizer or {})
