@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 AHEAD = 4
 """Chunks that wait for the learner before fetching pauses."""
+CHUNK_BYTES = 8 << 20
+"""Of a chunk's values, but for the last record: batches of events are large, and become larger when they are read."""
+_FIRST_GUESS = 64 << 10  # bytes of a record, until some came
 _PATIENCE = (0.1, 2.0)  # seconds between two attempts at a log that does not answer, at first and at most
 _POLL = 0.05
 
@@ -36,11 +39,12 @@ class Chunk:
 
 
 class Fetcher:
-    """Chunks of at most `chunk` records.
+    """Chunks of at most `chunk` records, or where `most_bytes` are reached.
 
     until: partition -> where it ends for this run. Then every partition in turn gives one whole chunk, so that the
     order follows from the log alone; `after` is the partition that had its turn last. None: goes on for ever, in the
-    order in which records come. Errors of the log are raised by `get`; while it does not answer, `trouble` says why.
+    order in which records come, in chunks of about that size.
+    Errors of the log are raised by `get`; while it does not answer, `trouble` says why.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class Fetcher:
         until: Mapping[int, int] | None = None,
         after: int = -1,
         ahead: int = AHEAD,
+        most_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.trouble: str | None = None
         self.paused = 0  # times that fetching had to wait for the learner
@@ -59,6 +64,9 @@ class Fetcher:
         self._until, self._after = until, after
         self._lag: dict[int, int] = {}
         self._readers: dict[int, LogReader] = {}
+        self._most_bytes, self._each = most_bytes, float(_FIRST_GUESS)
+        self._over: dict[int, list[LogRecord]] = {}  # read, and too much for the chunk before
+        self._early: list[LogRecord] = []  # given by a reader that was paused
         self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plexrank-fetch", daemon=True)
@@ -117,7 +125,9 @@ class Fetcher:
     def _as_they_come(self) -> Iterator[Chunk]:
         reader = self._reader(sorted(self._positions))
         while reader is not None and not self._stop.is_set():
-            records = self._patiently(lambda: reader.poll(self._chunk, _POLL)) or []
+            taken = self._patiently(partial(reader.poll, self._ask_for(self._chunk), _POLL)) or []
+            self._weigh(taken)
+            records, self._early = self._early + taken, []
             self._lag = reader.lag()
             for partition, some in groupby(sorted(records, key=lambda r: r.partition), lambda r: r.partition):
                 its = list(some)
@@ -144,21 +154,43 @@ class Fetcher:
 
     def _fill(self, partition: int, end: int) -> Chunk | None:
         """A whole chunk of one partition, or what is left of it up to its end; None: it is to stop."""
-        records: list[LogRecord] = []
-        while len(records) < self._chunk and self._positions[partition] < end:
+        records = self._over.pop(partition, [])
+        while self._fitting(records) == len(records) < self._chunk and self._positions[partition] < end:
             reader = self._reader([partition], partition)
             if reader is None:
                 return None
-            left = self._chunk - len(records)
+            left = self._ask_for(self._chunk - len(records))
             some = self._patiently(partial(reader.poll, left, 4 * _POLL))
             if some is None:
                 return None
+            self._weigh(some)
             records += [r for r in some if r.offset < end]
             self._positions[partition] = max(self._positions[partition], reader.positions[partition])
             if not some and next(iter(self._source.read({partition: self._positions[partition]}, 1)), None) is None:
                 self._positions[partition] = end  # what stands before it was erased
+        records, over = records[: (count := self._fitting(records))], records[count:]
+        if over:
+            self._over[partition] = over
+            return Chunk(partition, records, records[-1].offset + 1)
         at = min(self._positions[partition], end)
         return Chunk(partition, records, at, ended=at >= end)
+
+    def _fitting(self, records: Sequence[LogRecord]) -> int:
+        """How many of them make a chunk, or may be in one that has room for more."""
+        size = 0
+        for count, record in enumerate(records[: self._chunk], 1):
+            size += len(record.value)
+            if size >= self._most_bytes:
+                return count
+        return min(len(records), self._chunk)
+
+    def _ask_for(self, most: int) -> int:
+        """As many records as are likely to make a chunk."""
+        return max(1, min(most, int(self._most_bytes / self._each)))
+
+    def _weigh(self, records: Sequence[LogRecord]) -> None:
+        if records:
+            self._each = max(1.0, sum(len(record.value) for record in records) / len(records))
 
     def _patiently(self, ask: Callable[[], T]) -> T | None:
         """Asks until the log answers; None: it is to stop."""
@@ -191,5 +223,5 @@ class Fetcher:
                     if reader is not None:
                         reader.pause(sorted(self._positions))
                 if reader is not None:
-                    self._patiently(lambda: reader.poll(1, 0.0))
+                    self._early += self._patiently(lambda: reader.poll(1, 0.0)) or []
         return False
