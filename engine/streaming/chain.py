@@ -32,6 +32,8 @@ log = logging.getLogger("plexrank.learning")
 
 _RETRY_SECONDS = 1.0
 """Between two attempts at what waits in the outbox."""
+_GAPPED_SECONDS = 30.0
+"""Between two bundles where files are damaged."""
 
 
 @dataclass
@@ -143,7 +145,9 @@ class Chain:
     # ----------------------------------------------------------------------------------------------- bundles
     @property
     def bundle_due(self) -> bool:
-        return time.monotonic() - self._bundled >= self.config.bundle_seconds
+        """At an interval; soon where the files have a gap, as nobody else could close it."""
+        since = time.monotonic() - self._bundled
+        return since >= self.config.bundle_seconds or (self.publisher.gapped and since >= _GAPPED_SECONDS)
 
     def publish_bundle(
         self, learnt: Learnt, folder: Path, plugins: Plugins, figures: Mapping[str, Any], reason: str = "learned"

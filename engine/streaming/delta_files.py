@@ -1,7 +1,8 @@
 """The deltas of a chain as files, for replicas that start late or miss a record of the log.
 
 A file holds the parts that the log got, each behind its length (uint32, little endian). When there are many, the older
-half becomes one file, which holds each row once: the folder is bounded by the model, not by time.
+half becomes one file, which holds each row once: the folder is bounded by the model, not by time, and a bundle with
+these files is the whole chain, however old. Where a file is damaged the chain has a gap, until the next bundle.
 """
 
 from __future__ import annotations
@@ -70,17 +71,16 @@ class DeltaFiles:
     def shrink(self, base: str, epoch: int) -> None:
         """Makes the older half of a chain's files one, with the values that they have; then they are removed.
 
-        Ends at a damaged one. Beside `write` in another thread; OSError leaves all as it was.
+        Beside `write` in another thread; OSError leaves all as it was. BundleError: one is damaged or missing, and what
+        lies behind it cannot be reached from the bundle.
         """
         chain = self.of(base, epoch)
         found: list[Delta] = []
         for file in chain[: len(chain) // 2]:
-            try:
-                read = file.read()
-            except BundleError:
-                read = None
-            if read is None or (found and read[0].after > found[-1].sequence):
-                break
+            read = file.read()
+            reached = found[-1].sequence if found else 0
+            if read is None or read[0].after > reached:
+                raise BundleError(f"{file.path}: a delta between {reached} and {file.sequence} is missing")
             found.append(read[0])
         if len(found) < 2:
             return

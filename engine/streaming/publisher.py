@@ -75,10 +75,12 @@ class DeltaPublisher:
         self.dtype: Dtype = dtype
         self.most_bytes = most_bytes
         self.trouble: str | None = None  # why something waits
+        self.gapped = False  # whether the files do not lead from the bundle to the newest delta
         self._sealed: deque[_Sealed] = deque()
         self._waiting: Delta | None = None
         self._announced: Pointer | None = None
         self._last: Delta | None = None
+        self._unfiled: Delta | None = None  # what the disk did not take
         self._lease: Lease | None = None
         self._shrinking: threading.Thread | None = None
         self._lock = threading.RLock()
@@ -147,6 +149,7 @@ class DeltaPublisher:
             self._own()
             self._sealed.clear()
             self._waiting = self._last = None
+            self._unfiled, self.gapped = None, False
             self.files.prune(pointer.version, epoch)
             self._send()
             return pointer
@@ -264,11 +267,17 @@ class DeltaPublisher:
         if one.filed:
             return
         one.filed = True
+        delta, parts, before = one.delta, one.parts, self._unfiled
         try:
-            self.files.write(one.delta, one.parts)
-        except (OSError, BundleError) as error:
-            log.warning("%s: no file of delta %s: %s", self.files.folder, one.delta.version, error)
-        self._shrink(one.delta)
+            if before is not None and (before.base, before.epoch) == (delta.base, delta.epoch):
+                delta = merge(before, delta)  # the files go on without a gap once there is room again
+                parts = encode(delta, self.dtype, self.most_bytes)
+            self.files.write(delta, parts)
+            self._unfiled = None
+        except (OSError, BundleError, DeltaGap) as error:
+            log.warning("%s: no file of delta %s: %s", self.files.folder, delta.version, error)
+            self._unfiled = delta
+        self._shrink(delta)
 
     def _shrink(self, delta: Delta) -> None:
         """Many files become few in a thread of their own: it takes a second, and the next delta must not wait."""
@@ -279,8 +288,11 @@ class DeltaPublisher:
         def shrink() -> None:
             try:
                 files.shrink(delta.base, delta.epoch)
-            except (OSError, BundleError) as error:
+            except OSError as error:
                 log.warning("%s: the files stay as many as they are: %s", files.folder, error)
+            except BundleError as error:
+                log.warning("%s: a bundle is due, as what starts late could not catch up: %s", files.folder, error)
+                self.gapped = True
 
         self._shrinking = threading.Thread(target=shrink, name="plexrank-delta-files", daemon=True)
         self._shrinking.start()
