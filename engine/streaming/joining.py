@@ -94,14 +94,14 @@ class EventsJoined:
             place, event = int(rankings.record[number]), int(rankings.event[number])
             dead.append(letters.of(place, Reason.SCHEMA, why, event))
         emitted = self.joiner.add(rankings, interactions, shown)
-        self._push(emitted)
+        self.watermark = self.watermarks.value(clock)
+        self._push(emitted, self.joiner.advance(self.watermark))
         for number in emitted.foreign.tolist():
             place, event = int(interactions.record[number]), int(interactions.event[number])
             dead.append(letters.of(place, Reason.UNKNOWN_ITEM, _FOREIGN, event))
         self._seen.forget(np.array(letters.events, np.int64))  # one that is sent again is to be looked at again
         counts["rankings"] += len(rankings) - len(shown.refused)
         counts["interactions"] += len(interactions) - len(emitted.foreign)
-        self.advance(clock)
         self._bury(dead)
         self._judge(decoded.n, len(dead))
 
@@ -110,9 +110,9 @@ class EventsJoined:
         self.watermark = self.watermarks.value(clock)
         self._push(self.joiner.advance(self.watermark))
 
-    def _push(self, emitted: Emitted) -> None:
-        self.counts["examples"] += len(emitted)
-        self.ready.push(emitted)
+    def _push(self, *emitted: Emitted) -> None:
+        self.counts["examples"] += sum(map(len, emitted))
+        self.ready.push(*emitted)
         if not len(self.ready):  # nobody waits for what is freed
             self.pending.release(self.ready.free())
 

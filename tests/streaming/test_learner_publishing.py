@@ -140,7 +140,7 @@ def test_a_model_that_gets_worse_is_held_back_and_rolled_back(
     log = MemoryLog()
     visits(800).write(log)
     guard = {"window": 500, "minimum": 200, "logloss_ratio": 1.05}
-    wild = changed(config, embedding_lr=50.0, dense_lr=0.5, guard=guard)
+    wild = changed(config, embedding_lr=1000.0, dense_lr=5.0, guard=guard)
     learning = learner(wild, log, tmp_path / "out", plugins, tiny_bundle, tmp_path / "models")
     begun = learning.bundle.version
     summary = learning.run("end")
