@@ -75,6 +75,11 @@ class LearningConfig(Section):
     source: Literal["events", "examples"] = Field(
         "events", description="join raw events, or read joined examples that another learner writes"
     )
+    group: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z0-9._-]{1,100}$",
+        description="learners of this name share the partitions out as they come and go; needs a log with groups",
+    )
     write_examples: bool = Field(
         False, description="also write joined examples, as Arrow batches, to stream 'examples'"
     )

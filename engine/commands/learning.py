@@ -42,6 +42,9 @@ def learn(
     share: Annotated[
         str | None, typer.Option(help="K/N: every N-th partition, from K on; 0/2 and 1/2 are two.")
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Share the partitions out with all learners of this name (learning.group).")
+    ] = None,
     reset_to: Annotated[
         ResetTo | None,
         typer.Option(help="Leave the checkpoint: begin from the bundle, at the oldest or newest record or its own."),
@@ -59,6 +62,7 @@ def learn(
     """
     from engine.loading import load_config, located
     from engine.plugins import installed
+    from engine.streaming.group_learner import GroupLearner
     from engine.streaming.learner import Learner
     from engine.streaming.learner_metrics import LearnerMetrics
     from engine.streaming.open_log import open_log
@@ -66,7 +70,14 @@ def learn(
 
     if bundle is None and models is None:
         raise typer.BadParameter("give --bundle or --models", param_hint="--bundle")
-    loaded = load_config(config, overrides_of(set_, None))
+    loaded = load_config(
+        config, overrides_of([*(set_ or []), *([] if group is None else [f"learning.group={group}"])], None)
+    )
+    if loaded.learning.group is not None and (until is Until.END or reset_to is not None):
+        raise typer.BadParameter(
+            "a group learns live, each partition from where the group left it; a group of another name begins anew",
+            param_hint="--until" if until is Until.END else "--reset-to",
+        )
     plugins = installed()
     plugins.enable(loaded.plugins)
     metrics = LearnerMetrics()
@@ -75,7 +86,7 @@ def learn(
     log = open_log(plugins, loaded.serving.event_log, state_dir, read_only=True)
     with located(config), Progress() as progress:
         try:
-            learner = Learner(
+            learner = (Learner if loaded.learning.group is None else GroupLearner)(
                 loaded,
                 log,
                 out or Path("runs") / f"{loaded.name}-learner",

@@ -44,8 +44,11 @@ def begin(
     registry: ModelRegistry | None,
     publisher: DeltaPublisher | None,
     reset_to: ResetTo | None,
+    group: str | None = None,
 ) -> Beginning:
     """Finds it out; a registry without a model takes the bundle that is given as its first.
+
+    group: shares the partitions out later, and knows where each begins; none is given here then.
 
     CheckpointError: the checkpoint is of another log, of other partitions, or of a model that was left. BundleError:
     there is no model, or it is of other features.
@@ -65,7 +68,7 @@ def begin(
     if bundle.schema != config.schema_():
         raise BundleError(f"{bundle.path}: its features or tasks are not the configuration's; train it again")
     if saved is not None and reset_to is None:
-        _check(saved, source, partitions, bundle, epoch, published=registry is not None)
+        _check(saved, source, partitions, bundle, epoch, published=registry is not None, group=group)
         kept = saved.state["positions"]
         return Beginning(bundle, epoch, saved, {p: int(kept[str(p)]) for p in partitions})
     if registry is not None and publisher is not None and publisher.reached(bundle.version, epoch):
@@ -79,7 +82,14 @@ def _same_log(saved: Saved, source: EventLog) -> bool:
 
 
 def _check(
-    saved: Saved, source: EventLog, partitions: Sequence[int], bundle: Bundle, epoch: int, *, published: bool
+    saved: Saved,
+    source: EventLog,
+    partitions: Sequence[int],
+    bundle: Bundle,
+    epoch: int,
+    *,
+    published: bool,
+    group: str | None,
 ) -> None:
     state = saved.state
     if not _same_log(saved, source):
@@ -87,8 +97,12 @@ def _check(
             f"{saved.path}: its positions are of another log ({state['identity']}) than the configured one "
             f"({source.identity}); {CHOICES}"
         )
+    if state.get("group") != group:
+        raise CheckpointError(
+            f"{saved.path}: it is of {_called(state.get('group'))}, not of {_called(group)}; give another --out"
+        )
     before = sorted(int(p) for p in state["positions"])
-    if before != list(partitions):
+    if group is None and before != list(partitions):
         raise CheckpointError(
             f"{saved.path}: it is of partitions {before}, not {list(partitions)}: a join's state cannot be divided; "
             f"take the same partitions, or another --out, or {CHOICES}"
@@ -99,6 +113,15 @@ def _check(
         f"{saved.path}: it was learnt on {state['base']} (epoch {state['epoch']}), and {bundle.version} (epoch "
         f"{epoch}) is the model now; {CHOICES}"
     )
+
+
+def _called(group: str | None) -> str:
+    return "a learner without a group" if group is None else f"group {group}"
+
+
+def first_positions(bundle: Bundle, source: EventLog) -> dict[int, int]:
+    """Where each partition begins that nobody has learnt from: where the bundle ends, else at the oldest record."""
+    return _positions(bundle, source, sorted(source.begins()), None, None)
 
 
 def _own_child(state: Mapping[str, Any], bundle: Bundle) -> bool:

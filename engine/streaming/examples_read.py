@@ -38,6 +38,7 @@ class ExamplesRead:
     """
 
     OUTCOMES = ("examples", "duplicates", "dead")
+    items: Mapping[str, Mapping[str, object]] = {}
 
     def __init__(self, config: Config, bundle: Bundle, dead: DeadLetters, *, stopped: Callable[[], bool]) -> None:
         self.encoder, self.catalogue = bundle.encoder, bundle.catalogue

@@ -126,6 +126,11 @@ class EventsJoined:
         self._bundle_catalogue = bundle.catalogue
         self._begin_catalogue()
 
+    @property
+    def items(self) -> Mapping[str, Mapping[str, object]]:
+        """What events said of items: id -> feature -> value."""
+        return self._items
+
     def join_counts(self) -> dict[str, int]:
         """What became of impressions and interactions (`Joiner.counts`)."""
         return dict(self.joiner.counts)

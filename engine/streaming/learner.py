@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,12 +37,14 @@ from engine.streaming.examples import JoinedExamples, encode_examples
 from engine.streaming.examples_read import ExamplesRead
 from engine.streaming.fetch import Chunk, Fetcher
 from engine.streaming.giving import Giving
+from engine.streaming.group_fetch import Given, GroupFetcher, Taken
 from engine.streaming.guard import Verdict
 from engine.streaming.joining import EventsJoined
 from engine.streaming.judging import Judge
 from engine.streaming.learner_metrics import LearnerMetrics, Stages
-from engine.streaming.locks import PartitionLocks
+from engine.streaming.locks import FolderLock, PartitionLocks
 from engine.streaming.monitoring import PositionsCopy
+from engine.streaming.parted import PartedStream
 from engine.streaming.publisher import DeltaPublisher
 from engine.streaming.ready import Examples
 from engine.streaming.registry import ModelRegistry
@@ -53,6 +55,7 @@ log = logging.getLogger("plexrank.learning")
 
 Until = Literal["end", "live"]
 Progress = Callable[[str, float], None]
+Stream = EventsJoined | ExamplesRead | PartedStream
 
 _KINDS = ("positive", "negative", "correction")
 _TICK = 0.05
@@ -94,23 +97,30 @@ class Learner:
         self._newest = math.nan
         self._giving: Giving | None = None
         self._closing: list[Callable[[], None]] = []
+        self.group = self.learning.group
         self.source = events if self.learning.source == "events" else self._sibling("examples")
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        there = self.source.ends()
-        self.partitions = sorted(there) if partitions is None else sorted(set(partitions))
-        if not self.partitions or not set(self.partitions) <= set(there):
-            self.close()
-            raise ConfigError(f"--partitions: the log has {', '.join(map(str, sorted(there)))}")
         try:
-            held = PartitionLocks((locks or self.out / "locks") / self.learning.source, self.partitions)
-            self._closing.append(held.release)
+            self._own(partitions, (locks or self.out / "locks") / self.learning.source)
+            self._closing.append(FolderLock(self.out).release)
             self._begin(bundle, reset_to, audit)
         except BaseException:
             self.close()
             raise
 
     # ------------------------------------------------------------------------------------------------- start
+    def _own(self, partitions: Sequence[int] | None, locks: Path) -> None:
+        """Takes the partitions for this process."""
+        there = self.source.ends()
+        self.partitions = sorted(there) if partitions is None else sorted(set(partitions))
+        if not self.partitions or not set(self.partitions) <= set(there):
+            raise ConfigError(f"--partitions: the log has {', '.join(map(str, sorted(there)))}")
+        self._closing.append(PartitionLocks(locks, self.partitions).release)
+
+    def _streamed(self, bundle: Bundle, dead: DeadLetters) -> Stream:
+        return joined(self.config, bundle, dead, self._stopping.is_set)
+
     def _begin(self, given: Path | None, reset_to: ResetTo | None, audit: Path | None) -> None:
         self.checkpoints = LearnerCheckpoints(self.out / "checkpoints", self.learning.keep_checkpoints)
         publisher = None if self.registry is None else self._publishing(self.registry)
@@ -123,12 +133,12 @@ class Learner:
             registry=self.registry,
             publisher=publisher,
             reset_to=reset_to,
+            group=self.group,
         )
         bundle, self.positions = found.bundle, found.positions
         dead = DeadLetters(self.source)
         self._closing.append(dead.close)
-        kind = EventsJoined if self.learning.source == "events" else ExamplesRead
-        self.stream: EventsJoined | ExamplesRead = kind(self.config, bundle, dead, stopped=self._stopping.is_set)
+        self.stream: Stream = self._streamed(bundle, dead)
         self._examples = self._sibling("examples") if self.learning.write_examples else None
         if publisher is not None:
             self._giving = Giving(
@@ -204,7 +214,7 @@ class Learner:
         live = ends is None
         whole = sum(max(0, ends[p] - self.positions[p]) for p in self.partitions) if ends is not None else 0
         begun = sum(self.positions.values())
-        fetcher = Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self._turn)
+        fetcher = self._fetcher(ends)
         since = time.monotonic()  # when the oldest example that waits began to
         try:
             self._train_whole()
@@ -220,7 +230,8 @@ class Learner:
                 if self._train_whole() or not len(self.stream.ready):
                     since = time.monotonic()
                 if live and time.monotonic() - since >= self.learning.max_delay_seconds:
-                    self._train(self.stream.ready.pop(self.learning.batch_size))
+                    while len(self.stream.ready):
+                        self._train(self.stream.ready.pop(self.learning.batch_size))
                     since = time.monotonic()
                 self._between(fetcher)
                 if whole:
@@ -247,20 +258,27 @@ class Learner:
             return _TICK
         return max(0.0, min(_TICK, since + self.learning.max_delay_seconds - time.monotonic()))
 
-    def _take(self, chunk: Chunk, live: bool) -> None:
+    def _fetcher(self, ends: Mapping[int, int] | None) -> Fetcher | GroupFetcher:
+        return Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self._turn)
+
+    def _take(self, chunk: Chunk | Given | Taken, live: bool) -> None:
         """A drained log is read by its own order alone: no clock makes a partition idle."""
+        assert isinstance(chunk, Chunk)
         with self.spent("joining"):
             self.stream.take(chunk, time.monotonic() if live else 0.0)
         self.positions[chunk.partition] = chunk.next
         self._turn = chunk.partition
+        self._items_changed()
+        self.metrics.read(self.stream.counts, self.stream.newest, self.stream.watermark)
+
+    def _items_changed(self) -> None:
         self.model.items_changed(self.stream.catalogue, self.stream.changed_rows)
         self.stream.changed_rows.clear()
-        self.metrics.read(self.stream.counts, self.stream.newest, self.stream.watermark)
 
     def _train_whole(self) -> bool:
         """Every whole batch -> whether there was one."""
         trained = False
-        while len(self.stream.ready) >= self.learning.batch_size and not self._stopping.is_set():
+        while self.stream.ready.longest >= self.learning.batch_size and not self._stopping.is_set():
             self._train(self.stream.ready.pop(self.learning.batch_size))
             trained = True
             self._checkpoint_if_due()
@@ -310,7 +328,7 @@ class Learner:
                     raise
 
     # ------------------------------------------------------------------------------------------- between turns
-    def _between(self, fetcher: Fetcher) -> None:
+    def _between(self, fetcher: Fetcher | GroupFetcher) -> None:
         if self._giving is not None:
             if self._giving.due(self.trainer.touched):
                 self._giving.delta(self._learnt(), self.judge)
@@ -392,6 +410,7 @@ class Learner:
             **(alone if self._giving is None else self._giving.state()),
             "learner": self.learner,
             "identity": self.source.identity,
+            "group": self.group,
             "positions": {str(p): offset for p, offset in self.positions.items()},
             "turn": self._turn,
             "counts": dict(self.counts),
@@ -441,3 +460,11 @@ class Learner:
             "figures": self.judge.validation.figures(),
             "seconds": {stage: round(its, 3) for stage, its in self.spent.seconds.items()},
         }
+
+
+def joined(
+    config: Config, bundle: Bundle, dead: DeadLetters, stopped: Callable[[], bool]
+) -> EventsJoined | ExamplesRead:
+    """What turns the configured stream into examples."""
+    kind = EventsJoined if config.learning.source == "events" else ExamplesRead
+    return kind(config, bundle, dead, stopped=stopped)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +19,7 @@ class PartitionLocks:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             for partition in partitions:
-                self._files.append(_locked(folder / f"partition-{partition:05d}.lock", partition))
+                self._files.append(_locked(folder / f"partition-{partition:05d}.lock", _taken(partition)))
         except BaseException:
             self.release()
             raise
@@ -30,7 +30,21 @@ class PartitionLocks:
         self._files = []
 
 
-def _locked(path: Path, partition: int) -> IO[str]:
+class FolderLock:
+    """One learner a folder of checkpoints. EventError names who has it."""
+
+    def __init__(self, folder: Path) -> None:
+        def refusal(holder: str, path: Path) -> str:
+            return f"{folder}: {holder} writes its checkpoints there ({path}): give this learner another --out"
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = _locked(folder / "learner.lock", refusal)
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def _locked(path: Path, refusal: Callable[[str, Path], str]) -> IO[str]:
     file = path.open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,11 +52,18 @@ def _locked(path: Path, partition: int) -> IO[str]:
         file.seek(0)
         holder = file.read(100).strip() or "another process"
         file.close()
-        raise EventError(
-            f"partition {partition} is learnt from by {holder} already ({path}): stop it, or share the partitions out "
-            "with --partitions; two learners would train every event twice"
-        ) from None
+        raise EventError(refusal(holder, path)) from None
     file.truncate(0)
     file.write(f"process {os.getpid()}\n")
     file.flush()
     return file
+
+
+def _taken(partition: int) -> Callable[[str, Path], str]:
+    def refusal(holder: str, path: Path) -> str:
+        return (
+            f"partition {partition} is learnt from by {holder} already ({path}): stop it, or share the partitions out "
+            "with --partitions; two learners would train every event twice"
+        )
+
+    return refusal

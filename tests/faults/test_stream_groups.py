@@ -1,0 +1,146 @@
+"""Learners that share a topic's partitions, by hand or as a group that others join and leave in mid-stream."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.hashing import fingerprint
+from engine.streaming.checkpointing import LearnerCheckpoints
+from tests.brokers import Broker
+from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, liked, named, trained, until, world, zygote
+from tests.streaming.film_stream import BEGIN, Stream, ranking, visits
+
+__all__ = ["world", "zygote"]
+JOIN = {"window_seconds": 20, "lateness_seconds": 5}
+
+
+def written(its: World, streams: Sequence[Stream]) -> int:
+    """Writes them; at the end each partition hears of a time behind all windows -> events."""
+    for stream in streams:
+        stream.write(its.log)
+    return sum(len(stream.events) for stream in streams)
+
+
+def closed(its: World, partitions: int) -> None:
+    """A last ranking in each partition, long after the others, so that all windows end."""
+    left, number = set(range(partitions)), 0
+    while left:
+        key = f"last{number}"
+        ((partition, _),) = its.log.append([(key, ranking(key, key, ["1"], BEGIN + 100_000))])
+        left.discard(partition)
+        number += 1
+
+
+def fates(streams: Sequence[Stream]) -> dict[tuple[int, int], int]:
+    """(request, item) -> kind of the one example that it must become: 0 liked, 1 not."""
+    shown = {(fingerprint(r), fingerprint(i)): 1 for stream in streams for r, i in stream.shown}
+    return {**shown, **{(fingerprint(r), fingerprint(i)): 0 for stream in streams for r, i in stream.liked}}
+
+
+def test_two_learners_that_share_the_partitions_by_hand_train_each_event_once(
+    tansu: Broker, world: Callable[..., World]
+) -> None:
+    its = world(tansu, partitions=4, join=JOIN)
+    stream = visits(400)
+    written(its, [stream])
+    closed(its, 4)
+    learners = [its.learn("--share", f"{n}/2", out=f"out{n}", end=True) for n in range(2)]
+    summaries = [learner.summary() for learner in learners]
+    for summary in summaries:
+        adds_up(summary)
+    total = len(its.records())
+    assert [sorted(s["positions"]) for s in summaries] == [["0", "2"], ["1", "3"]]
+    assert sum(s["events"]["in"] for s in summaries) == total
+    counted = trained(its.audit("out0"), its.audit("out1"))
+    each_once(counted)
+    assert sum(counted.values()) + sum(s["examples"]["waiting"] for s in summaries) == len(stream.shown)
+    assert liked(counted) <= named([*stream.liked])
+    assert sum(s["join"]["liked.positives"] for s in summaries) == len(stream.liked)
+
+
+def members(its: World, *names: str) -> list[LearnerRun]:
+    return [its.learn("--group", "films", out=name) for name in names]
+
+
+def held(its: World, name: str) -> dict[str, int]:
+    """What a member's newest checkpoint answers for."""
+    saved = LearnerCheckpoints(its.folder / name / "checkpoints", 2).newest()
+    return {} if saved is None else saved.state["positions"]
+
+
+@pytest.mark.parametrize("name", ["tansu", "kafka09"])
+def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_once(
+    name: str, request: pytest.FixtureRequest, world: Callable[..., World]
+) -> None:
+    """One learner, then two; then the first is killed with -9 and comes back; then the second leaves. What was shown
+    before a change is clicked after it, so the join moves with the partition. Over all learners each impression was
+    trained once, as what it was."""
+    broker: Broker = request.getfixturevalue(name)
+    its = world(broker, partitions=4, join=JOIN, batch_size=16, checkpoint_seconds=0.2)
+    (first,) = members(its, "first")
+    stream = visits(1200)
+    parts = np.array_split(np.arange(len(stream.events)), 12)
+
+    def write(number: int) -> None:
+        its.log.append([stream.events[n] for n in parts[number]])
+
+    write(0)
+    until(lambda: first.events() == len(parts[0]), f"the first reads: {first.said()[-2000:]}")
+    (second,) = members(its, "second")
+    done = _until_read(its, write, range(1, 5), lambda: second.events() > 0, second)
+    first.signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    done = _until_read(its, write, range(done, 8), lambda: len(held(its, "second")) == 4, second)
+    (first,) = members(its, "first")
+    done = _until_read(its, write, range(done, 11), lambda: first.events() > 0 and _owns(its, "first"), first)
+    gone = second.end()
+    for number in range(done, 12):
+        write(number)
+    closed(its, 4)
+    until(lambda: _owned(its) == {"first"}, f"the first has all: {first.said()[-2000:]}")
+    ends = {str(p): end for p, end in its.log.ends().items()}
+    until(lambda: held(its, "first") == ends, f"it has read all {ends}, {held(its, 'first')}: {first.said()[-2000:]}")
+    until(lambda: first.metric("plexrank_learner_waiting") == 0, "it has trained all that is joined")
+    last = first.end()
+
+    assert last["kept"] == {}
+    counted = trained(its.audit("first"), its.audit("second"))
+    each_once(counted)
+    assert {(r, i): kind for r, i, kind in counted} == fates([stream])
+    for summary in (gone, last):
+        events = summary["events"]
+        assert events["in"] == sum(n for outcome, n in events.items() if outcome != "in")
+    assert gone["events"]["in"] + last["events"]["in"] == len(its.records())
+    assert gone["examples"]["trained"] + last["examples"]["trained"] == len(stream.shown)
+    assert gone["examples"]["joined"] + last["examples"]["joined"] == len(stream.shown)
+    assert gone["join"]["liked.positives"] + last["join"]["liked.positives"] == len(stream.liked)
+    assert gone["examples"]["trained"] > 0
+    assert last["waiting"] == {"0": 0, "1": 0, "2": 0, "3": 0}
+
+
+def _until_read(
+    its: World, write: Callable[[int], None], numbers: range, true: Callable[[], bool], run: LearnerRun
+) -> int:
+    """Writes these parts of the stream, one after another, until something is true as well -> the next part."""
+    for number in numbers:
+        write(number)
+        time.sleep(0.3)
+    until(true, f"the group shares anew: {run.said()[-2000:]}")
+    return numbers.stop
+
+
+def _owned(its: World) -> set[str]:
+    """The members whose checkpoints answer for a partition."""
+    folder = its.folder / "learners" / "learners" / "events" / "group-films"
+    return {Path(json.loads(file.read_text())["checkpoints"]).parent.name for file in folder.glob("*.json")}
+
+
+def _owns(its: World, name: str) -> bool:
+    return name in _owned(its)
