@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -88,7 +88,7 @@ class Intake:
         except PlexrankError as error:
             log.warning("the end of the event log could not be replayed: %s", error)
         if isinstance(self.log, ForwardingLog):
-            applied += self._replay(list(self.log.spool.records()), replayed)
+            applied += self._replay(self.log.spool.records(), replayed)
         return applied
 
     def _tail(self, partition: int, end: int) -> list[LogRecord]:
@@ -103,11 +103,11 @@ class Intake:
             end = start
         return [record for piece in reversed(pieces) for record in piece]
 
-    def _replay(self, records: Sequence[LogRecord], replayed: int) -> int:
+    def _replay(self, records: Iterable[LogRecord], replayed: int) -> int:
         """Knows all of them, applies the last ones -> how many those are."""
-        events = []
+        events: deque[Event] = deque(maxlen=replayed)
         unread = 0
-        for place, record in enumerate(records):
+        for record in records:
             if not record.value:
                 continue
             try:
@@ -118,10 +118,9 @@ class Intake:
                 unread += 1
                 continue
             self.dedupe.remember((event.source, event.id))
-            if place >= len(records) - replayed:
-                events.append(event)
+            events.append(event)
         if unread:
-            log.warning("%d of the log's last %d records are no events of this server's kind", unread, len(records))
+            log.warning("%d of the records that were replayed are no events of this server's kind", unread)
         self._apply(events)
         return len(events)
 

@@ -153,13 +153,16 @@ class Partition:
         with self._sync_lock:
             with self._lock:
                 out, target = self._out, self._written
-            if out is None or self._synced >= (target if mark is None else mark):
-                return
+                if out is None or self._synced >= (target if mark is None else mark):
+                    return
+                held = os.dup(out.fileno())  # another thread may end the segment meanwhile
             try:
-                os.fsync(out.fileno())
+                os.fsync(held)
             except OSError as error:
                 self.failed = error  # what of it reached the disk is unknown from here on
                 raise EventError(f"{self.folder}: fsync failed: {error.strerror}") from error
+            finally:
+                os.close(held)
             self._synced = target
 
     def _roll(self) -> None:
