@@ -19,6 +19,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from engine.bundle import Bundle, diff, verify, write_bundle
 from engine.components import EmbeddingMethod, Memory
+from engine.config import ComponentConfig
 from engine.config_learning import LearningConfig
 from engine.errors import BundleError
 from engine.plugins import Plugins
@@ -84,16 +85,28 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
 def test_a_second_epoch_from_the_bundle_gives_the_weights_of_a_run_of_two(
     films: Any, small: Small, tmp_path: Path
 ) -> None:
-    """Width 6 is padded to 8 in training; Adam's step count and moments, Adagrad's sums and Dice's statistics go on."""
-    config = small.config.model_copy(update={"training": small.config.training.model_copy(update={"epochs": 2})})
+    """Width 6 is padded to 8 in training; Adam's step count and moments and Adagrad's sums go on. PReLU has no
+    statistics of its batch, as Dice has."""
+    prelu = small.config.model_copy(update={"interest": ComponentConfig(name="din", options={"activation": "prelu"})})
+    config = prelu.model_copy(update={"training": small.config.training.model_copy(update={"epochs": 2})})
     whole = trained(config, small.data, small.plugins, tmp_path)
-    online = OnlineTrainer(small.bundle, LearningConfig(), small.plugins)
+    online = OnlineTrainer(bundled(prelu, small.data, small.plugins, tmp_path), LearningConfig(), small.plugins)
     seed = (config.seed * 1_000_003 + 1) % (1 << 31)
     for batch in small.data.batches("train", 128, shuffle_seed=seed):
         online.step(batch, labels_of(batch))
     same(online.frozen().state_dict(), whole.model.state_dict())
     assert whole.optimizer is not None
     same(online.optimizer_state(), whole.optimizer)
+
+
+def test_running_statistics_stay_those_of_the_bundle(small: Small, trainer: OnlineTrainer) -> None:
+    for batch in batches(small):
+        trainer.step(batch, labels_of(batch))
+    before, after = small.bundle.frozen_tensors(), trainer.dense()
+    held = [name for name in after if "running_" in name]
+    assert len(held) == 4
+    assert all(torch.equal(after[name], before[name]) for name in held)
+    assert any(not torch.equal(after[name], before[name]) for name in after)
 
 
 def test_scores_before_the_first_step_are_the_bundles(small: Small, trainer: OnlineTrainer) -> None:
