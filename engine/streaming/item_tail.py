@@ -109,6 +109,11 @@ class ItemTail:
         if self._thread.is_alive():
             self._thread.join(timeout=10.0)
 
+    @property
+    def own_open(self) -> int:
+        """Events that were posted here and not met in the log yet."""
+        return len(self._own)
+
     def serves(self, learnt: Place | None) -> None:
         """Another bundle serves, whose catalogue was learnt up to there; None: from nothing of the log."""
         self.learnt = learnt
