@@ -41,8 +41,10 @@ _REST_SECONDS = 0.05
 _SAVE_SECONDS = 5.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
-_ITEM = re.compile(rb'"type"\s*:\s*"(?:[A-Za-z0-9_.-]*\.)?item"|\\u00')
-"""The type as JSON has it, or an escape that may spell it."""
+_NAME = b'"type"'
+_ITEM = re.compile(rb'"type"\s*:\s*"(?:[A-Za-z0-9_.-]*\.)?item"')
+_ESCAPE = b"\\u00"
+"""In JSON it may spell a letter of the name or the type."""
 
 _Pair = tuple[str, str]
 
@@ -280,7 +282,17 @@ def may_be_item(record: LogRecord) -> bool:
         return False
     if record.headers and is_binary(record.headers):
         return any(name == "ce_type" and value.rpartition(b".")[2] == b"item" for name, value in record.headers)
-    return _ITEM.search(record.value) is not None
+    return _ESCAPE in record.value or _says_item(record.value)
+
+
+def _says_item(value: bytes) -> bool:
+    """A search for the name alone is four times as fast as one for the expression, and rankings are large."""
+    at = value.find(_NAME)
+    while at >= 0:
+        if _ITEM.match(value, at):
+            return True
+        at = value.find(_NAME, at + len(_NAME))
+    return False
 
 
 def _within(positions: Mapping[int, int], begins: Mapping[int, int]) -> dict[int, int]:
