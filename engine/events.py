@@ -53,7 +53,7 @@ class Reason(StrEnum):
     PAST = "past"  # before 1970
     FUTURE = "future"  # too far ahead of the clock
     ARROW = "arrow"  # a batch that cannot be read
-    UNKNOWN_ITEM = "unknown_item"  # an item that the catalogue does not hold
+    UNKNOWN_ITEM = "unknown_item"  # an interaction with an item that its ranking did not show
 
 
 class EventRefused(EventError):

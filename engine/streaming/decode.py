@@ -45,7 +45,7 @@ from engine.streaming.decoded import Decoded, Interactions, Rankings
 __all__ = ["MOST_TYPES", "UNKNOWN_ITEM", "Decoded", "Interactions", "Rankings", "decode_records"]
 
 UNKNOWN_ITEM = Reason.UNKNOWN_ITEM
-"""For who has a catalogue: `Dead.of(records[interactions.record[n]], UNKNOWN_ITEM, ...)`."""
+"""For who knows what was shown: `Dead.of(records[interactions.record[n]], UNKNOWN_ITEM, ...)`."""
 MOST_TYPES = 32_000
 """Names of interaction types in one `Decoded`; their codes are int16."""
 
