@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from engine.components import EventLog, Scorer
-from engine.errors import BundleError, EventError, LogUnavailable, RequestError
+from engine.errors import BundleError, EventError, LogUnavailable, PlexrankError, RequestError
 from engine.streaming.announce import tell
 from engine.streaming.delta import Delta
 from engine.streaming.encoder_delta import apart
@@ -87,7 +87,7 @@ class Following:
         while not self._stop.is_set():
             try:
                 deltas, models = self._stream("deltas"), self._stream("models")
-            except EventError as error:
+            except PlexrankError as error:
                 if self._trouble != str(error):
                     self._trouble = str(error)
                     log.warning("deltas are not followed yet: %s", error)
@@ -103,7 +103,7 @@ class Following:
         """Of the log; those opened so far are closed where one fails."""
         try:
             opened = self.service.log.sibling(name, **STREAMS[name])
-        except EventError:
+        except PlexrankError:
             while self._streams:
                 self._streams.pop().close()
             raise
