@@ -45,7 +45,8 @@ class ReadyExamples:
             for name, dtype in zip(_FIELDS, _DTYPES, strict=True)
         }
         self._freed = np.empty(0, np.int64)
-        self._marks = np.empty(0, np.int64)  # examples that have to be taken before the slot beside it is free
+        self._marks = np.empty(0, np.int64)  # ascending: taken examples from which on the slot beside it is free
+        self._taken = 0
 
     def __len__(self) -> int:
         return len(self._columns["slot"])
@@ -73,24 +74,25 @@ class ReadyExamples:
         freed = np.concatenate([one.freed for one in emitted])
         if len(freed):
             self._freed = np.concatenate([self._freed, freed])
-            self._marks = np.concatenate([self._marks, np.full(len(freed), len(self))])
+            self._marks = np.concatenate([self._marks, np.full(len(freed), self._taken + len(self))])
 
     def pop(self, count: int) -> Examples:
         """The first `count`, or all where there are fewer."""
         taken = Examples(**{name: column[:count] for name, column in self._columns.items()})
         self._columns = {name: column[count:] for name, column in self._columns.items()}
-        self._marks = self._marks - len(taken)
+        self._taken += len(taken)
         return taken
 
     def free(self) -> np.ndarray:
         """Slots int64 that nobody needs any more; to be asked for after the features of what was popped were taken."""
-        free = self._marks <= 0
-        slots, self._freed, self._marks = self._freed[free], self._freed[~free], self._marks[~free]
+        count = int(np.searchsorted(self._marks, self._taken, side="right"))
+        slots, self._freed, self._marks = self._freed[:count], self._freed[count:], self._marks[count:]
         return slots
 
     def state(self) -> dict[str, np.ndarray]:
-        return {**{n: c.copy() for n, c in self._columns.items()}, "freed": self._freed, "marks": self._marks}
+        marks = self._marks - self._taken
+        return {**{n: c.copy() for n, c in self._columns.items()}, "freed": self._freed, "marks": marks}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         self._columns = {name: np.array(state[name]) for name in _FIELDS}
-        self._freed, self._marks = np.array(state["freed"]), np.array(state["marks"])
+        self._freed, self._marks, self._taken = np.array(state["freed"]), np.array(state["marks"]), 0
