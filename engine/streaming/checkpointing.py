@@ -49,6 +49,21 @@ class Saved:
         return found
 
 
+def beside(root: Path) -> Saved | None:
+    """The newest whole one, beside the learner that writes there; what is read of it may be gone the moment after.
+
+    CheckpointError where none is whole.
+    """
+    while True:
+        there = set(checkpoint.steps(root)) if root.is_dir() else set()
+        try:
+            found = checkpoint.latest(root, ALONE) if there else None
+            return None if found is None or "learner" not in found.state else Saved(found)
+        except (CheckpointError, OSError):
+            if there == set(checkpoint.steps(root)):  # else newer ones have come, and these were removed
+                raise
+
+
 class LearnerCheckpoints:
     """The checkpoints of one learner in one folder; the writer of batch training's, so each file has its sha256.
 

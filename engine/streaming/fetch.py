@@ -38,6 +38,24 @@ class Chunk:
     ended: bool = False
 
 
+@dataclass(frozen=True)
+class Given:
+    """A group gave a partition to this learner, for the `turn`-th time that it gave anything."""
+
+    partition: int
+    turn: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A group took a partition away; no chunk of it follows."""
+
+    partition: int
+
+
+Fetched = Chunk | Given | Taken
+
+
 class Fetcher:
     """Chunks of at most `chunk` records, or where `most_bytes` are reached.
 
@@ -67,12 +85,12 @@ class Fetcher:
         self._most_bytes, self._each = most_bytes, float(_FIRST_GUESS)
         self._over: dict[int, list[LogRecord]] = {}  # read, and too much for the chunk before
         self._early: list[LogRecord] = []  # given by a reader that was paused
-        self._queue: queue.Queue[Chunk | BaseException | None] = queue.Queue(ahead)
+        self._queue: queue.Queue[Fetched | BaseException | None] = queue.Queue(ahead)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plexrank-fetch", daemon=True)
         self._thread.start()
 
-    def get(self, timeout: float) -> Chunk | None:
+    def get(self, timeout: float) -> Fetched | None:
         """The next chunk; None where none came in `timeout` seconds, or none will come any more (`done`)."""
         try:
             found = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
@@ -122,7 +140,7 @@ class Fetcher:
             self._readers[name] = reader
         return self._readers[name]
 
-    def _as_they_come(self) -> Iterator[Chunk]:
+    def _as_they_come(self) -> Iterator[Fetched]:
         reader = self._reader(sorted(self._positions))
         while reader is not None and not self._stop.is_set():
             taken = self._patiently(partial(reader.poll, self._ask_for(self._chunk), _POLL)) or []
@@ -208,7 +226,7 @@ class Fetcher:
                 wait = min(2 * wait, _PATIENCE[1])
         return None
 
-    def _put(self, chunk: Chunk | BaseException | None) -> bool:
+    def _put(self, chunk: Fetched | BaseException | None) -> bool:
         """Hands a chunk over; while the learner is behind, partitions are paused and a membership is kept alive."""
         held, reader = False, self._readers.get(-1)
         while not self._stop.is_set():

@@ -13,8 +13,8 @@ from engine.errors import ConfigError
 from engine.streaming.beginning import first_positions
 from engine.streaming.checkpointing import Saved
 from engine.streaming.dead import DeadLetters
-from engine.streaming.fetch import Chunk, Fetcher
-from engine.streaming.group_fetch import Given, GroupFetcher, Taken
+from engine.streaming.fetch import Chunk, Fetched, Fetcher, Given
+from engine.streaming.group_fetch import GroupFetcher
 from engine.streaming.learner import Learner, joined
 from engine.streaming.members import Members
 from engine.streaming.parted import PartedStream, folder
@@ -71,7 +71,7 @@ class GroupLearner(Learner):
         return self._fetching
 
     # ------------------------------------------------------------------------------------------- partitions
-    def _take(self, chunk: Chunk | Given | Taken, live: bool) -> None:
+    def _take(self, chunk: Fetched, live: bool) -> None:
         if isinstance(chunk, Chunk):
             super()._take(chunk, live)
         elif isinstance(chunk, Given):
@@ -83,7 +83,7 @@ class GroupLearner(Learner):
         elif self._wanted.pop(chunk.partition, None) is None:
             self._leaving.add(chunk.partition)
 
-    def _between(self, fetcher: Fetcher | GroupFetcher) -> None:
+    def _between(self, fetcher: Fetcher) -> None:
         super()._between(fetcher)
         if self._leaving and self.save() is not None:
             for partition in sorted(self._leaving):

@@ -35,9 +35,8 @@ from engine.streaming.dead import DeadLetters
 from engine.streaming.example_schema import schema_id
 from engine.streaming.examples import JoinedExamples, encode_examples
 from engine.streaming.examples_read import ExamplesRead
-from engine.streaming.fetch import Chunk, Fetcher
+from engine.streaming.fetch import Chunk, Fetched, Fetcher
 from engine.streaming.giving import Giving
-from engine.streaming.group_fetch import Given, GroupFetcher, Taken
 from engine.streaming.guard import Verdict
 from engine.streaming.joining import EventsJoined
 from engine.streaming.judging import Judge
@@ -258,10 +257,10 @@ class Learner:
             return _TICK
         return max(0.0, min(_TICK, since + self.learning.max_delay_seconds - time.monotonic()))
 
-    def _fetcher(self, ends: Mapping[int, int] | None) -> Fetcher | GroupFetcher:
+    def _fetcher(self, ends: Mapping[int, int] | None) -> Fetcher:
         return Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self._turn)
 
-    def _take(self, chunk: Chunk | Given | Taken, live: bool) -> None:
+    def _take(self, chunk: Fetched, live: bool) -> None:
         """A drained log is read by its own order alone: no clock makes a partition idle."""
         assert isinstance(chunk, Chunk)
         with self.spent("joining"):
@@ -328,7 +327,7 @@ class Learner:
                     raise
 
     # ------------------------------------------------------------------------------------------- between turns
-    def _between(self, fetcher: Fetcher | GroupFetcher) -> None:
+    def _between(self, fetcher: Fetcher) -> None:
         if self._giving is not None:
             if self._giving.due(self.trainer.touched):
                 self._giving.delta(self._learnt(), self.judge)

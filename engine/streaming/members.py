@@ -10,11 +10,10 @@ import msgspec
 from safetensors import SafetensorError
 
 from engine.errors import CheckpointError, EventError
-from engine.streaming.checkpointing import ALONE, Saved
+from engine.streaming.checkpointing import beside
 from engine.streaming.locks import PartitionLocks
 from engine.streaming.parted import Part, PartedStream, folder
 from engine.streaming.pointer import write_whole
-from engine.training import checkpoint
 
 log = logging.getLogger("plexrank.learning")
 
@@ -85,8 +84,8 @@ class Members:
         if holder is None:
             return None
         root = Path(holder.checkpoints)
-        found = checkpoint.latest(root, ALONE) if root.is_dir() else None
-        state: dict[str, Any] = {} if found is None else found.state["learner"]
+        found = beside(root)
+        state: dict[str, Any] = {} if found is None else found.state
         offset = state.get("positions", {}).get(str(partition))
         if found is None or offset is None or state.get("group") != self._group:
             raise CheckpointError(
@@ -94,7 +93,7 @@ class Members:
                 "not: put its checkpoints back, or begin a group of another name"
             )
         try:
-            arrays = Saved(found).arrays(f"stream/{folder(partition)}")
+            arrays = found.arrays(f"stream/{folder(partition)}")
         except SafetensorError as error:
             raise OSError(str(error)) from error
         return stream.restored(arrays), int(offset)

@@ -71,12 +71,11 @@ def checkpointed(out: Path) -> tuple[str, dict[int, int]]:
 
     CheckpointError where there is none.
     """
-    from engine.streaming.checkpointing import ALONE
-    from engine.training import checkpoint
+    from engine.streaming.checkpointing import beside
 
     root = out / "checkpoints"
-    found = checkpoint.latest(root, ALONE) if root.is_dir() else None
-    state: dict[str, Any] = {} if found is None else found.state.get("learner", {})
+    found = beside(root)
+    state: dict[str, Any] = {} if found is None else found.state
     if "positions" not in state:
         raise CheckpointError(
             f"{root}: holds no learner's checkpoint; name the folder that is --out of `plexrank learn`"

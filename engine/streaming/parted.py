@@ -29,8 +29,8 @@ class PartedStream:
 
     held: partitions that are learnt from. kept: those that were given up, or come from a checkpoint, as they then
     stood: they stay in this learner's checkpoints until another has taken them up. A batch is of one partition. Each
-    partition has its own watermark, so the windows of one that is silent end when something comes of it. Items are
-    shared: an item event counts for all partitions of this learner.
+    partition has its own watermark: none waits for another. Items are shared: an item event counts for all partitions
+    of this learner.
     """
 
     def __init__(self, bundle: Bundle, make: Callable[[], Part]) -> None:

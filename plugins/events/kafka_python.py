@@ -238,10 +238,12 @@ class PythonConsumer(Consumer):
     def poll(self, limit: int, timeout: float) -> Fetched:
         with self._told("reading"):
             answer = self._consumer.poll(timeout_ms=int(timeout * 1000), max_records=limit)
-        if self._given is not None and self._begin is not None:
-            given, self._given = self._given, None
-            self.seek(self._begin(given))
+        given = self._given
+        if given is not None and self._begin is not None:
+            self.seek(self._begin(given))  # raises where the brokers do not answer: the next poll asks again
             self._consumer.resume(*[self._of(partition) for partition in given if partition not in self._paused])
+            if self._given is given:
+                self._given = None
         records: list[LogRecord] = []
         tombstones: list[tuple[int, int, str]] = []
         for place, found in answer.items():

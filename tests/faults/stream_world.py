@@ -248,10 +248,20 @@ class World:
             if name is not None:
                 log.close()
 
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        """Waits; gives up where a process has failed."""
+
+        def settled() -> bool:
+            failed = [run for run in self._runs if run.code not in (None, 0, -signal.SIGKILL)]
+            assert not failed, f"before {what}: {failed[0].said()[-3000:]}"
+            return bool(true())
+
+        until(settled, f"{what}: {[run.said()[-1000:] for run in self._runs]}")
+
     def consumed(self, learners: Sequence[LearnerRun]) -> None:
         """Waits until the learners, with their earlier lives, have read the whole log and trained what they joined."""
         whole = sum(self.log.ends().values())
-        until(
+        self.until(
             lambda: sum(r.events() for r in learners) >= whole and not sum(r.metric(_WAITING) for r in learners),
             f"{whole} events are read",
         )

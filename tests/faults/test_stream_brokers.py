@@ -18,7 +18,6 @@ from tests.faults.stream_world import (
     named,
     never_back,
     trained,
-    until,
     world,
     zygote,
 )
@@ -37,21 +36,21 @@ def test_a_broker_that_is_away_for_a_while_costs_no_event(
     server, learner = its.serve(), its.learn(publish=True)
     with Visitors(server, "v") as visitors:
         visitors.more(40)
-        until(lambda: learner.events() > 0, f"the learner reads: {learner.said()[-1000:]}")
+        its.until(lambda: learner.events() > 0, "the learner reads")
         broker.kill() if fault == "killed" else broker.pause()
         try:
             before = len(visitors.answers)
-            until(lambda: WAITS in visitors.answers[-1]["degraded"], "the server says that events wait")
+            its.until(lambda: WAITS in visitors.answers[-1]["degraded"], "the server says that events wait")
             visitors.more(60, "the server answers without its log")
             assert WAITS in server.client.get("/health/ready").json()["degraded"]
             assert learner.code is None, learner.said()
         finally:
             broker.start() if fault == "killed" else broker.go_on()
-        until(lambda: not visitors.answers[-1]["degraded"], "the log is back")
+        its.until(lambda: not visitors.answers[-1]["degraded"], "the log is back")
         visitors.more(40)
     assert not visitors.failures
     assert len(visitors.answers) > before + 60
-    until(lambda: server.metric("plexrank_events_spooled") == 0, "nothing waits")
+    its.until(lambda: server.metric("plexrank_events_spooled") == 0, "nothing waits")
     its.consumed([learner])
     summary = learner.end()
     _nothing_lost(its, visitors, summary, unlogged=int(server.metric("plexrank_rankings_unlogged_total")))

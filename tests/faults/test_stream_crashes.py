@@ -17,7 +17,6 @@ from tests.faults.stream_world import (
     named,
     never_back,
     trained,
-    until,
     world,
     zygote,
 )
@@ -33,13 +32,13 @@ def test_a_learner_that_is_killed_again_and_again_trains_each_event_once_and_del
     with Visitors(server, "v") as visitors:
         for life in range(4):
             version = visitors.answers[-1]["model"]["version"] if visitors.answers else ""
-            until(
+            its.until(
                 lambda version=version: visitors.answers and visitors.answers[-1]["model"]["version"] != version,
-                f"deltas of life {life} reach the server: {learner.said()[-1000:]}",
+                f"deltas of life {life} reach the server",
             )
             visitors.more(30)
             if life > 0:
-                until(lambda: [*(its.folder / "out" / "checkpoints").glob("step-*")], "there is a checkpoint")
+                its.until(lambda: [*(its.folder / "out" / "checkpoints").glob("step-*")], "there is a checkpoint")
             if life < 3:
                 learner.signal(signal.SIGKILL)
                 assert learner.wait() == -signal.SIGKILL
@@ -72,7 +71,7 @@ def test_a_server_that_is_killed_has_in_the_log_what_it_answered_for_events(
     with Visitors(server, "first") as first:
         first.more(60)
         server.signal(signal.SIGKILL)
-        until(lambda: first.failures, "visitors notice")
+        its.until(lambda: first.failures, "visitors notice")
     assert server.wait() == -signal.SIGKILL
     server = its.serve()
     user = server.client.get("/v1/users/u1").json()
@@ -83,7 +82,7 @@ def test_a_server_that_is_killed_has_in_the_log_what_it_answered_for_events(
     assert {receipt["status"] for receipt in answers} == {"duplicate"}, "the log's tail was replayed"
     with Visitors(server, "second") as second:
         second.more(40)
-    until(lambda: server.metric("plexrank_rankings_logged_total") >= len(second.answers), "rankings are in the log")
+    its.until(lambda: server.metric("plexrank_rankings_logged_total") >= len(second.answers), "rankings are in the log")
     its.consumed([learner])
     summary = learner.end()
 

@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from engine.hashing import fingerprint
-from engine.streaming.checkpointing import LearnerCheckpoints
+from engine.streaming.checkpointing import beside
 from tests.brokers import Broker
-from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, liked, named, trained, until, world, zygote
+from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, liked, named, trained, world, zygote
 from tests.streaming.film_stream import BEGIN, Stream, ranking, visits
 
 __all__ = ["world", "zygote"]
@@ -71,19 +70,17 @@ def members(its: World, *names: str) -> list[LearnerRun]:
 
 def held(its: World, name: str) -> dict[str, int]:
     """What a member's newest checkpoint answers for."""
-    saved = LearnerCheckpoints(its.folder / name / "checkpoints", 2).newest()
+    saved = beside(its.folder / name / "checkpoints")
     return {} if saved is None else saved.state["positions"]
 
 
-@pytest.mark.parametrize("name", ["tansu", "kafka09"])
 def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_once(
-    name: str, request: pytest.FixtureRequest, world: Callable[..., World]
+    kafka09: Broker, world: Callable[..., World]
 ) -> None:
     """One learner, then two; then the first is killed with -9 and comes back; then the second leaves. What was shown
     before a change is clicked after it, so the join moves with the partition. Over all learners each impression was
     trained once, as what it was."""
-    broker: Broker = request.getfixturevalue(name)
-    its = world(broker, partitions=4, join=JOIN, batch_size=16, checkpoint_seconds=0.2)
+    its = world(kafka09, partitions=4, join=JOIN, batch_size=16, checkpoint_seconds=0.2)
     (first,) = members(its, "first")
     stream = visits(1200)
     parts = np.array_split(np.arange(len(stream.events)), 12)
@@ -92,22 +89,22 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
         its.log.append([stream.events[n] for n in parts[number]])
 
     write(0)
-    until(lambda: first.events() == len(parts[0]), f"the first reads: {first.said()[-2000:]}")
+    its.until(lambda: first.events() == len(parts[0]), "the first reads")
     (second,) = members(its, "second")
-    done = _until_read(its, write, range(1, 5), lambda: second.events() > 0, second)
+    done = _until_read(its, write, range(1, 5), lambda: second.events() > 0)
     first.signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    done = _until_read(its, write, range(done, 8), lambda: len(held(its, "second")) == 4, second)
+    done = _until_read(its, write, range(done, 8), lambda: len(held(its, "second")) == 4)
     (first,) = members(its, "first")
-    done = _until_read(its, write, range(done, 11), lambda: first.events() > 0 and _owns(its, "first"), first)
+    done = _until_read(its, write, range(done, 11), lambda: first.events() > 0 and _owns(its, "first"))
     gone = second.end()
     for number in range(done, 12):
         write(number)
     closed(its, 4)
-    until(lambda: _owned(its) == {"first"}, f"the first has all: {first.said()[-2000:]}")
+    its.until(lambda: _owned(its) == {"first"}, "the first has all")
     ends = {str(p): end for p, end in its.log.ends().items()}
-    until(lambda: held(its, "first") == ends, f"it has read all {ends}, {held(its, 'first')}: {first.said()[-2000:]}")
-    until(lambda: first.metric("plexrank_learner_waiting") == 0, "it has trained all that is joined")
+    its.until(lambda: held(its, "first") == ends, "it has read all")
+    its.until(lambda: first.metric("plexrank_learner_waiting") == 0, "it has trained all that is joined")
     last = first.end()
 
     assert last["kept"] == {}
@@ -125,14 +122,12 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
     assert last["waiting"] == {"0": 0, "1": 0, "2": 0, "3": 0}
 
 
-def _until_read(
-    its: World, write: Callable[[int], None], numbers: range, true: Callable[[], bool], run: LearnerRun
-) -> int:
+def _until_read(its: World, write: Callable[[int], None], numbers: range, true: Callable[[], bool]) -> int:
     """Writes these parts of the stream, one after another, until something is true as well -> the next part."""
     for number in numbers:
         write(number)
         time.sleep(0.3)
-    until(true, f"the group shares anew: {run.said()[-2000:]}")
+    its.until(true, "the group shares anew")
     return numbers.stop
 
 
