@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from engine.model import RankingModel
     from engine.plugins import Plugins
     from engine.retrieval import EncoderModel
+    from engine.training.calibration import Calibration
 
 MODEL, VECTORS, ENCODER = "model.safetensors", "vectors.safetensors", "retrieval.safetensors"
+CALIBRATION = "calibration.safetensors"
 _ITEMS = 8192
 
 
@@ -35,6 +37,7 @@ def write_grown(
     optimizer: Mapping[str, Tensor],
     catalogue: ArrowCatalogue,
     metrics: Mapping[str, Any],
+    calibration: Mapping[str, Calibration] | None = None,
     encoder: EncoderModel | None = None,
     plugins: Plugins,
     replace: bool = False,
@@ -42,8 +45,9 @@ def write_grown(
 ) -> Bundle:
     """Writes a bundle whose parent is `base`; what did not change is linked (or copied) from there.
 
-    model, encoder: frozen; encoder None: the base's stays. catalogue: the base's, or what became of it: its first rows
-    are the base's. metrics: are put over the base's. path, replace, prove and errors as for `write_bundle`.
+    model, encoder: frozen. encoder, calibration: None where the base's stay. catalogue: the base's, or what became of
+    it: its first rows are the base's. metrics: are put over the base's. path, replace, prove and errors as for
+    `write_bundle`.
     """
 
     def parts(folder: Path) -> None:
@@ -51,6 +55,12 @@ def write_grown(
         left_out = {MODEL, OPTIMIZER}
         save_tensors(folder / MODEL, model.state_dict())
         save_tensors(folder / OPTIMIZER, optimizer)
+        if calibration is not None:
+            left_out.add(CALIBRATION)
+            named = {
+                name: value for task, its in calibration.items() for name, value in its.to_tensors(f"{task}.").items()
+            }
+            save_tensors(folder / CALIBRATION, named)
         (folder / "catalogue").mkdir()
         if catalogue is not base.catalogue:
             left_out |= {n for n in base.manifest.files if n.startswith("catalogue/")}

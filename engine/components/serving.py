@@ -66,7 +66,8 @@ class Scorer(Component, ABC):
 
     @abstractmethod
     def apply(self, delta: Delta) -> None:
-        """A learner's row delta, in chunks, with no lock on the way of `score`; the dense part swaps at once.
+        """A learner's row delta, in chunks, with no lock on the way of `score`; the dense part swaps at once, together
+        with the calibration in it (`engine.streaming.recalibration.apart`).
 
         DeltaGap where it does not follow what is there (another base, epoch or parent): nothing was changed, and the
         caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.

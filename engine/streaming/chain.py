@@ -25,6 +25,7 @@ from engine.streaming.publisher import DeltaPublisher
 if TYPE_CHECKING:
     from engine.catalogue import ArrowCatalogue
     from engine.plugins import Plugins
+    from engine.streaming.recalibration import Recalibration
     from engine.streaming.retrieval import OnlineRetrieval
     from engine.training.online import OnlineTrainer
 
@@ -41,6 +42,7 @@ class Learnt:
     """What there is to give out."""
 
     trainer: OnlineTrainer
+    calibration: Recalibration
     retrieval: OnlineRetrieval | None
     catalogue: ArrowCatalogue
     newest: float  # event time of the newest event trained
@@ -93,6 +95,8 @@ class Chain:
         start = time.monotonic()
         dense = start - self._dense >= self.config.dense_seconds
         tables, tensors = learnt.trainer.take_delta(dense=dense)
+        if dense:
+            tensors = {**tensors, **learnt.calibration.take_delta()}
         vectors: ItemVectors | None = None
         if learnt.retrieval is not None:
             more_tables, more_tensors = learnt.retrieval.take_delta(dense=dense)
@@ -168,6 +172,7 @@ class Chain:
         finally:
             shutil.rmtree(path, ignore_errors=True)
         learnt.trainer.take_delta()  # the bundle holds it
+        learnt.calibration.take_delta()
         if learnt.retrieval is not None:
             learnt.retrieval.take_delta()
         self.begin(there, pointer.epoch)
@@ -199,6 +204,7 @@ def grow(
         base,
         model=learnt.trainer.frozen(),
         optimizer=learnt.trainer.optimizer_state(),
+        calibration=learnt.calibration.now,
         catalogue=learnt.catalogue,
         encoder=None if learnt.retrieval is None else learnt.retrieval.frozen(),
         metrics={"learning": figures},

@@ -13,7 +13,6 @@ from engine.batch import Batch
 from engine.bundle import Bundle
 from engine.config_learning import GuardConfig
 from engine.streaming.drift import Drift
-from engine.streaming.emitted import NEGATIVE
 from engine.streaming.guard import Guard, Verdict
 from engine.streaming.progress import FrozenBase, ProgressiveValidation
 from engine.streaming.ready import Examples
@@ -46,15 +45,15 @@ class Judge:
     @torch.no_grad()
     def observe(
         self, trainer: OnlineTrainer, calibration: Mapping[str, Calibration], batch: Batch, examples: Examples
-    ) -> None:
-        """Scores a batch as it would be served now. A negative that was left at rate r stands for 1 / r of them."""
+    ) -> dict[str, np.ndarray]:
+        """Scores a batch as it would be served now -> task -> logits float32 [n]."""
         logits = trainer.score(batch)
         told = np.stack([calibration[t].apply(logits[t]) for t in trainer.tasks], axis=1)
-        weight = np.where(examples.kind == NEGATIVE, examples.weight / examples.rate, examples.weight)
-        weight = weight.astype(np.float32)
+        weight = examples.stands_for
         self.validation.observe(examples.labels, told, self._base(batch), weight, examples.seconds, examples.kind)
         if self._drift is not None:
             self._drift.observe(batch, weight)
+        return logits
 
     def verdict(self) -> Verdict:
         """Whether to publish what was learnt so far."""

@@ -152,7 +152,7 @@ class Learner:
                 spent=self.spent,
             )
         self.judge = Judge(self.learning.guard, bundle, self.plugins, self._on_stop)
-        self.model = TrainedModel(bundle, self.learning, self.plugins, self.stream.catalogue)
+        self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
         self._copy = PositionsCopy(self.source, bundle.name)
         self._closing.append(self._copy.close)
         if found.saved is not None:
@@ -294,9 +294,11 @@ class Learner:
             with self.spent("writing"):
                 self._write(self._examples, batch, examples)
         with self.spent("judging"):
-            self.judge.observe(self.trainer, self.model.bundle.calibration, batch, examples)
+            logits = self.judge.observe(self.trainer, self.model.calibration.now, batch, examples)
         if self._giving is not None and self._giving.due(self.trainer.touched):
             self._giving.delta(self._learnt(), self.judge)
+        with self.spent("calibration"):
+            self.model.calibration.observe(logits, examples)
         newest = float(examples.seconds.max())
         with self.spent("training"):
             self._newest = float(np.fmax(self._newest, newest))
@@ -350,13 +352,16 @@ class Learner:
             )
         self.stream.turn_to(bundle)
         steps = self.trainer.steps
-        self.model = TrainedModel(bundle, self.learning, self.plugins, self.stream.catalogue)
+        self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
         self.trainer.steps = steps
         self.judge.validation.clear()
         self.save()
 
     def _learnt(self) -> Learnt:
-        return Learnt(self.trainer, self.model.retrieval, self.stream.catalogue, self._newest, self.positions)
+        model = self.model
+        return Learnt(
+            model.trainer, model.calibration, model.retrieval, self.stream.catalogue, self._newest, self.positions
+        )
 
     def _figures(self) -> dict[str, Any]:
         """What a bundle says of how it was learnt."""

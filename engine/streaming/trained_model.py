@@ -1,4 +1,4 @@
-"""What a learner trains, begun from one bundle: the ranking model, its rows' lifetimes, the encoder."""
+"""What a learner trains, begun from one bundle: ranking model, calibration, rows' lifetimes, encoder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 
 from engine.batch import Batch
 from engine.bundle import Bundle
-from engine.config_learning import LearningConfig
+from engine.config import Config
 from engine.streaming.checkpointing import Saved
 from engine.streaming.emitted import POSITIVE
 from engine.streaming.ready import Examples
+from engine.streaming.recalibration import Recalibration
 from engine.streaming.retrieval import OnlineRetrieval
 from engine.streaming.rows import RowLifetime
 from engine.training.online import OnlineTrainer
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 
 
 class TrainedModel:
-    """trainer: the ranking model. retrieval: the encoder; None where the bundle has none, or it is not to learn."""
+    """trainer: the ranking model. calibration: of its logits. retrieval: the encoder; None where the bundle has none,
+    or it is not to learn."""
 
-    def __init__(self, bundle: Bundle, learning: LearningConfig, plugins: Plugins, catalogue: ArrowCatalogue) -> None:
+    def __init__(self, bundle: Bundle, config: Config, plugins: Plugins, catalogue: ArrowCatalogue) -> None:
+        """config: the learner's."""
+        learning = config.learning
         self.bundle = bundle
+        follow = config.training.calibration != "none"
+        self.calibration = Recalibration(bundle.schema.tasks, bundle.calibration, learning.guard.window, follow=follow)
         self.trainer = OnlineTrainer(bundle, learning, plugins)
         self.rows = RowLifetime(bundle, learning, self.trainer)
         self.retrieval: OnlineRetrieval | None = None
@@ -62,6 +68,7 @@ class TrainedModel:
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
         return {
             "trainer": self.trainer.state(),
+            "calibration": self.calibration.state(),
             "rows": self.rows.state(),
             "retrieval": {} if self.retrieval is None else self.retrieval.state(),
         }
@@ -72,6 +79,7 @@ class TrainedModel:
             self.retrieval.catalogue = catalogue
         saved.read_into(self.tensors())
         self.trainer.load(saved.arrays("trainer"))
+        self.calibration.load(saved.arrays("calibration"))
         self.rows.load(saved.arrays("rows"))
         if self.retrieval is not None:
             self.retrieval.load(saved.arrays("retrieval"))

@@ -13,7 +13,9 @@ from engine.components import Scorer, ScoreRequest
 from engine.errors import BundleError, DeltaGap
 from engine.streaming.apply import TABLES
 from engine.streaming.delta import Delta, TableRows
+from engine.streaming.recalibration import PREFIX
 from engine.testing.contract import Contract, Options
+from engine.training.calibration import Calibration
 
 
 def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) -> None:
@@ -110,6 +112,14 @@ def _check_deltas(contract: Contract, scorer: Scorer, path: Path, request: Score
     with contract.when("applying the next delta"):
         scorer.apply(delta(2, tables=every))
     _stands_at(contract, scorer, request, delta(2).version)
+    even = Calibration("platt", np.array([0, 1], np.float32), np.array([0, 1e-6], np.float32), 1e-6)
+    named = {name: value for task in tasks for name, value in even.to_tensors(f"{PREFIX}{task}.").items()}
+    with contract.when("applying a delta with calibrations"):
+        scorer.apply(delta(3, dense=named))
+    evened = _score(contract, scorer, request, tasks)
+    contract.holds(
+        all(np.allclose(evened[t], 0.5, atol=0.01) for t in tasks), "must calibrate by what a delta says of it"
+    )
     with contract.when("in load, after deltas"):
         scorer.load(path)
     again = _score(contract, scorer, request, tasks)

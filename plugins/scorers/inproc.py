@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,17 +23,21 @@ from engine.plugins import installed
 from engine.streaming.apply import Chain, Step, check_fit, with_dense, with_own_dense, write_rows
 from engine.streaming.delta import Delta
 from engine.streaming.encoder_delta import apart
+from engine.streaming.recalibration import apart as without_calibration
+from engine.training.calibration import Calibration
 
 
 @dataclass(frozen=True)
 class _Loaded:
     """What scores: replaced as one, never changed but for rows of tables and items, so that no request is disturbed.
 
-    catalogue: the bundle's, or one that has `grown` from it. version: that of the chain, made once.
+    calibration: task -> the bundle's, or a delta's. catalogue: the bundle's, or one that has `grown` from it.
+    version: that of the chain, made once.
     """
 
     bundle: Bundle
     model: RankingModel
+    calibration: Mapping[str, Calibration]
     catalogue: ArrowCatalogue
     items: ItemSide | None
     chain: Chain
@@ -52,8 +57,7 @@ class _Loaded:
             return logits
 
     def scores(self, request: ScoreRequest) -> Scores:
-        calibration = self.bundle.calibration
-        tasks = {task: calibration[task].apply(logits.numpy()) for task, logits in self.logits(request).items()}
+        tasks = {task: self.calibration[task].apply(logits.numpy()) for task, logits in self.logits(request).items()}
         return Scores(tasks, self.bundle.name, self.version)
 
     def check(self) -> None:
@@ -133,7 +137,8 @@ class InprocScorer(Scorer):
                 self._loaded = self._made(opened, opened.catalogue)
 
     def apply(self, delta: Delta) -> None:
-        """Rows in place, in chunks; a dense part is settled and tried aside, then swapped together with the version.
+        """Rows in place, in chunks; a dense part is settled and tried aside, then swapped together with the calibration
+        and the version.
 
         The first delta of a newer chain over the same bundle begins from the bundle's own weights, read again.
         """
@@ -143,18 +148,23 @@ class InprocScorer(Scorer):
             step = loaded.chain.step(delta)
             if step is Step.KNOWN:
                 return
+            delta, newer = without_calibration(delta, loaded.bundle.schema.tasks)
             check_fit(loaded.model, delta)
             if step is Step.ANEW:
                 loaded = self._begun_anew(loaded, delta)
-            model, items = loaded.model, loaded.items
+            model, items, calibration = loaded.model, loaded.items, {**loaded.calibration, **newer}
             if delta.dense:
                 model = with_dense(model, delta.dense)
                 items = None if items is None else items.with_model(model)
-                _try(replace(loaded, model=model, items=items), f"delta {delta.version}")
+            if delta.dense or newer:
+                tried = replace(loaded, model=model, calibration=calibration, items=items)
+                _try(tried, f"delta {delta.version}")
             write_rows(model, delta.tables)
             items = items.renewed(delta.tables) if items is not None and delta.tables else items
             chain = loaded.chain.after(delta)
-            self._loaded = replace(loaded, model=model, items=items, chain=chain, version=chain.version)
+            self._loaded = replace(
+                loaded, model=model, calibration=calibration, items=items, chain=chain, version=chain.version
+            )
 
     def items_changed(self, version: str, catalogue: Catalogue, rows: np.ndarray | None) -> None:
         """Makes the vectors of new and changed items, then reads the catalogue that holds them."""
@@ -191,7 +201,8 @@ class InprocScorer(Scorer):
             items = self._item_side(bundle, model, catalogue)
         except Exception as error:
             raise BundleError(f"{bundle.path}: the warm-up call failed: {type(error).__name__}: {error}") from error
-        loaded = _Loaded(bundle, model, catalogue, items, chain, chain.version, self._probe(bundle), grown)
+        calibration = bundle.calibration
+        loaded = _Loaded(bundle, model, calibration, catalogue, items, chain, chain.version, self._probe(bundle), grown)
         for _ in range(2):
             _try(loaded, str(bundle.path))
         return loaded

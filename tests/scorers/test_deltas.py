@@ -18,6 +18,7 @@ from engine.errors import BundleError, DeltaGap
 from engine.files import sha256
 from engine.streaming import apply
 from engine.streaming.delta import TableRows
+from engine.training.calibration import Calibration
 from plugins.scorers.inproc import InprocScorer
 from tests.scorers.conftest import REQUESTS, Rewrite, delta, drawn, loaded, same_scores, written
 
@@ -29,6 +30,43 @@ def some_rows(state: State, tables: dict[str, list[int]], seed: int = 0) -> dict
 
 
 # ------------------------------------------------------------------------------------------------ what it does
+def test_a_deltas_calibration_is_what_the_logits_are_calibrated_with(tiny_bundle: Path, weights: State) -> None:
+    """Twice the logit and one more, until a bundle or a newer chain brings its own again."""
+    scorer, fresh = loaded(tiny_bundle), loaded(tiny_bundle)
+    plain = loaded(tiny_bundle)
+    straight = Calibration("platt", np.array([0, 1], np.float32), np.array([0, 1], np.float32))
+    plain.apply(delta(tiny_bundle, dense=straight.to_tensors("calibration.liked.")))
+    other = Calibration("platt", np.array([0, 1], np.float32), np.array([1, 3], np.float32), 2.0)
+    rows = some_rows(weights, {"t_item_id": [3]})
+    scorer.apply(delta(tiny_bundle, dense=other.to_tensors("calibration.liked.")))
+    for request in REQUESTS:
+        p = plain.score(request).tasks["liked"].astype(np.float64)
+        wanted = 1 / (1 + np.exp(-(2 * np.log(p / (1 - p)) + 1)))
+        np.testing.assert_allclose(scorer.score(request).tasks["liked"], wanted, atol=1e-6)
+    before = [scorer.score(request).tasks["liked"] for request in REQUESTS]
+    scorer.apply(delta(tiny_bundle, 2, tables=some_rows(weights, {"t_user_id": [39]})))  # of nobody who asks
+    assert all(np.array_equal(a, scorer.score(r).tasks["liked"]) for a, r in zip(before, REQUESTS, strict=True))
+    scorer.apply(delta(tiny_bundle, epoch=1, tables=rows))
+    fresh.apply(delta(tiny_bundle, tables=rows))
+    same_scores(scorer, fresh, 0)
+
+
+@pytest.mark.parametrize("wrong", ["values", "task"])
+def test_a_delta_with_a_calibration_that_is_none_changes_nothing(tiny_bundle: Path, weights: State, wrong: str) -> None:
+    scorer, fresh = loaded(tiny_bundle), loaded(tiny_bundle)
+    named = Calibration("platt", np.array([0, 1], np.float32), np.array([0, 1], np.float32)).to_tensors(
+        "calibration.liked."
+    )
+    if wrong == "values":
+        named["calibration.liked.values"] = torch.tensor([1.0, 0.0])
+    else:
+        named = {name.replace("liked", "bought"): value for name, value in named.items()}
+    with pytest.raises(BundleError):
+        scorer.apply(delta(tiny_bundle, tables=some_rows(weights, {"t_item_id": [3]}), dense=named))
+    same_scores(scorer, fresh, 0)
+    assert scorer.version == fresh.version
+
+
 @pytest.mark.parametrize("megabytes", [256, 0], ids=["items' vectors ahead", "all a request"])
 def test_scores_are_those_of_a_bundle_with_the_deltas_weights(
     tiny_bundle: Path, weights: State, rewrite: Rewrite, megabytes: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,14 @@ def put(state: dict[str, torch.Tensor], delta: Delta) -> None:
     for name, part in delta.tables.items():
         if not name.startswith("retrieval:"):
             state[f"embedding.weights.{name}"][torch.from_numpy(part.rows)] = torch.from_numpy(part.values)
-    state.update({n: t for n, t in delta.dense.items() if not n.startswith("retrieval.")})
+    state.update({n: t for n, t in delta.dense.items() if not n.startswith(("retrieval.", "calibration."))})
+
+
+def calibrations(chain: Sequence[Delta]) -> dict[str, torch.Tensor]:
+    """What a follower calibrates with in the end, by its names in a bundle; nothing where it keeps the bundle's."""
+    dense = {name: value for delta in chain for name, value in delta.dense.items()}
+    start = "calibration."
+    return {name.removeprefix(start): value for name, value in dense.items() if name.startswith(start)}
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -90,6 +98,41 @@ def test_the_deltas_on_the_first_bundle_are_the_last_one(
     same(state, last.frozen_tensors())
     assert chain[-1].newest == summary["newest"]
     assert chain[-1].positions == {0: log.ends()[0]}
+
+
+def test_the_calibration_that_followed_the_stream_is_in_the_deltas_and_in_the_bundle(
+    config: Config, plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """Also after a return: whoever applied the deltas calibrates as the learner does, and as its bundle does."""
+    log = MemoryLog()
+    visits(700).write(log)
+    for turn in ("whole", "again"):
+        learning = learner(config, log, tmp_path / "out", plugins, tiny_bundle, tmp_path / "models")
+        learning.run("end")
+        learning.close()
+        now = learning.model.calibration.now["liked"]
+        assert now.kind == "platt", turn
+        last = learning.bundle
+        same(last.calibration["liked"].to_tensors(), now.to_tensors())
+        same({n.removeprefix("liked."): t for n, t in calibrations(deltas(log)).items()}, now.to_tensors())
+        visits(300, seed=6).write(log)
+    assert Bundle.open(tiny_bundle).calibration["liked"].kind == "isotonic"
+
+
+def test_without_calibration_there_is_none_to_follow(
+    config: Config, plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    """`training.calibration: none`: the bundle's own stays."""
+    log = MemoryLog()
+    visits(700).write(log)
+    whole = config.model_dump(mode="json")
+    none = Config.model_validate({**whole, "training": {**whole["training"], "calibration": "none"}})
+    learning = learner(none, log, tmp_path / "out", plugins, tiny_bundle, tmp_path / "models")
+    learning.run("end")
+    learning.close()
+    assert calibrations(deltas(log)) == {}
+    begun = Bundle.open(tiny_bundle).calibration["liked"]
+    same(learning.bundle.calibration["liked"].to_tensors(), begun.to_tensors())
 
 
 def test_a_learner_that_comes_back_goes_on_with_the_chain_of_its_followers(

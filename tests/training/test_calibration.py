@@ -45,6 +45,22 @@ def test_platt_is_not_thrown_off_by_wide_logits():
     np.testing.assert_allclose(narrow.apply(x), wide.apply(x * 1000), atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["isotonic", "platt"])
+def test_a_row_of_weight_three_is_three_rows(kind):
+    x, y = overconfident(3_000)
+    weight = np.random.default_rng(2).integers(1, 4, len(x))
+    weighted = Calibration.fit(x, y, kind, weight)
+    repeated = Calibration.fit(np.repeat(x, weight), np.repeat(y, weight), kind)
+    np.testing.assert_allclose(weighted.apply(x), repeated.apply(x), atol=1e-6)
+
+
+def test_platt_does_not_reorder_what_a_model_orders_the_wrong_way_round():
+    x, y = overconfident(5_000)
+    fitted = Calibration.fit(-x, y, "platt")
+    assert fitted.slope > 0
+    assert fitted.apply(-x).mean() == pytest.approx(y.mean(), abs=1e-3)
+
+
 def test_isotonic_is_near_scikit_learns_where_rows_are_many():
     x, y = overconfident(50_000)
     peer = IsotonicRegression().fit(x, y)
