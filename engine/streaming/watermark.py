@@ -16,7 +16,8 @@ class Watermarks:
     """The least of the partitions' newest event times, less `lateness`; it never goes back.
 
     lateness: seconds that events of one partition may be out of order. idle: seconds of this machine's time after which
-    a silent partition no longer holds the others up, and event time goes on where all are silent. Between two calls this machine's time goes on by idle / 2 at most,
+    a silent partition no longer holds the others up, and event time goes on where all are silent. Between two calls
+    this machine's time goes on by idle / 2 at most,
     and never back: a clock that jumps, or a process that stood still, makes no partition idle at once.
     """
 
