@@ -44,12 +44,12 @@ def test_the_version_to_go_back_to_is_not_removed_though_many_bundles_came_since
     often = {"interval_seconds": 1000, "bundle_seconds": 1e-9, "keep": 2}
     learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish=often, guard=QUIET)
     first = learning.bundle.version
-    assert learning.run("end")["bundles"] > 4
+    assert learning.run("end")["bundles"] > 8
     assert learning.judge.guard.good == first
     registry = ModelRegistry(tmp_path / "models", learning.bundle.name)
     there = {v.version for v in registry.versions()}
     assert there >= learning.judge.guard.needed
-    assert len(there) <= 2 + 2, "the newest two, the good one, and one that may become it"
+    assert len(there) <= 6, "the newest two, the served one, that before it, the good one, and one that may become it"
     learning.close()
 
 
