@@ -32,6 +32,7 @@ from engine.streaming.audit import RECORD
 from engine.streaming.registry import ModelRegistry
 from plugins.events.kafka import KafkaEventLog
 from tests.brokers import Broker, free_port
+from tests.streaming.film_stream import Stream, ranking
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90.0
@@ -224,6 +225,16 @@ class World:
         self._runs.append(run)
         return run
 
+    def command(self, *arguments: str) -> Run:
+        """Another `plexrank` command."""
+        run = Run(self.zygote, arguments, self.folder, f"command-{len(self._runs)}", None)
+        self._runs.append(run)
+        return run
+
+    def forget(self, run: Run) -> None:
+        """It was to fail."""
+        self._runs.remove(run)
+
     def audit(self, out: str = "out") -> Path:
         return self.folder / f"{out}.audit"
 
@@ -232,6 +243,15 @@ class World:
         path = self.folder / name
         path.write_bytes(struct.pack("d", 0.0))
         return path
+
+    def close_windows(self, seconds: float) -> None:
+        """A last ranking in each partition, of one film, at a time that is long after the others: all windows end."""
+        left, number = set(self.log.ends()), 0
+        while left:
+            key = f"last{number}"
+            ((partition, _),) = self.log.append([(key, ranking(key, key, ["1"], seconds))])
+            left.discard(partition)
+            number += 1
 
     def close(self) -> None:
         for run in self._runs:
@@ -374,6 +394,12 @@ def each_once(counted: Counter[tuple[int, int, int]]) -> None:
 def liked(counted: Counter[tuple[int, int, int]]) -> set[tuple[int, int]]:
     """(request, item) of what was trained as positive, in time or, on a machine that stood still, late."""
     return {(request, item) for request, item, kind in counted if kind != 1}
+
+
+def fates(stream: Stream) -> dict[tuple[int, int], int]:
+    """(request, item) -> kind of the one example that it must become: 0 liked, 1 not."""
+    shown = dict.fromkeys(named(stream.shown), 1)
+    return {**shown, **dict.fromkeys(named([*stream.liked]), 0)}
 
 
 def named(pairs: Sequence[tuple[str, str]]) -> set[tuple[int, int]]:

@@ -5,42 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from engine.hashing import fingerprint
 from engine.streaming.checkpointing import beside
 from tests.brokers import Broker
-from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, liked, named, trained, world, zygote
-from tests.streaming.film_stream import BEGIN, Stream, ranking, visits
+from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, fates, liked, named, trained, world, zygote
+from tests.streaming.film_stream import BEGIN, visits
 
 __all__ = ["world", "zygote"]
 JOIN = {"window_seconds": 20, "lateness_seconds": 5}
-
-
-def written(its: World, streams: Sequence[Stream]) -> int:
-    """Writes them; at the end each partition hears of a time behind all windows -> events."""
-    for stream in streams:
-        stream.write(its.log)
-    return sum(len(stream.events) for stream in streams)
-
-
-def closed(its: World, partitions: int) -> None:
-    """A last ranking in each partition, long after the others, so that all windows end."""
-    left, number = set(range(partitions)), 0
-    while left:
-        key = f"last{number}"
-        ((partition, _),) = its.log.append([(key, ranking(key, key, ["1"], BEGIN + 100_000))])
-        left.discard(partition)
-        number += 1
-
-
-def fates(streams: Sequence[Stream]) -> dict[tuple[int, int], int]:
-    """(request, item) -> kind of the one example that it must become: 0 liked, 1 not."""
-    shown = {(fingerprint(r), fingerprint(i)): 1 for stream in streams for r, i in stream.shown}
-    return {**shown, **{(fingerprint(r), fingerprint(i)): 0 for stream in streams for r, i in stream.liked}}
 
 
 def test_two_learners_that_share_the_partitions_by_hand_train_each_event_once(
@@ -48,8 +24,8 @@ def test_two_learners_that_share_the_partitions_by_hand_train_each_event_once(
 ) -> None:
     its = world(tansu, partitions=4, join=JOIN)
     stream = visits(400)
-    written(its, [stream])
-    closed(its, 4)
+    stream.write(its.log)
+    its.close_windows(BEGIN + 100_000)
     learners = [its.learn("--share", f"{n}/2", out=f"out{n}", end=True) for n in range(2)]
     summaries = [learner.summary() for learner in learners]
     for summary in summaries:
@@ -100,7 +76,7 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
     gone = second.end()
     for number in range(done, 12):
         write(number)
-    closed(its, 4)
+    its.close_windows(BEGIN + 100_000)
     its.until(lambda: _owned(its) == {"first"}, "the first has all")
     ends = {str(p): end for p, end in its.log.ends().items()}
     its.until(lambda: held(its, "first") == ends, "it has read all")
@@ -110,7 +86,7 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
     assert last["kept"] == {}
     counted = trained(its.audit("first"), its.audit("second"))
     each_once(counted)
-    assert {(r, i): kind for r, i, kind in counted} == fates([stream])
+    assert {(r, i): kind for r, i, kind in counted} == fates(stream)
     for summary in (gone, last):
         events = summary["events"]
         assert events["in"] == sum(n for outcome, n in events.items() if outcome != "in")
