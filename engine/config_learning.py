@@ -56,14 +56,25 @@ class PublishConfig(Section):
 class GuardConfig(Section):
     """Publishing stops when the model gets worse than this."""
 
-    window: int = Field(20_000, ge=100, description="newest examples that are judged")
+    window: int = Field(
+        20_000, ge=100, description="newest examples that are judged, and that the calibration is fitted on"
+    )
     minimum: int = Field(2_000, ge=10, description="examples before there is a judgement")
     logloss_ratio: float | None = Field(
-        1.05, gt=1, description="most log loss, as a multiple of that of the bundle the learner began with, same rows"
+        1.05,
+        gt=1,
+        description="most log loss over a window, as a multiple of that of the bundle the learner began with, same "
+        "rows; over n examples the excess may be sqrt(window / n) times as large",
     )
-    auc_drop: float | None = Field(0.02, gt=0, description="most loss of AUC against that bundle, same rows")
+    auc_drop: float | None = Field(
+        0.02,
+        gt=0,
+        description="most loss of AUC against that bundle over a window, same rows; over fewer, likewise more",
+    )
     calibration: float | None = Field(
-        0.3, gt=0, description="furthest that predicted over observed positives may be from 1"
+        0.3,
+        gt=0,
+        description="furthest that predicted over observed positives may be from 1, and be so more than that bundle's",
     )
     rollback: bool = Field(True, description="also go back to the last good version")
 

@@ -1,8 +1,10 @@
 """Stops publishing while the model that learns is worse than the bundle that it began with.
 
 A figure counts as past its limit when it is so by more than chance (`SIGMAS` standard errors), on the same rows for
-both models. Several spans are judged: the window, for a slow decline, and the newest 64 to 512 examples, for a model
-that breaks at once.
+both models. The limits are for a whole window. A model that is well is now and then worse for a while: it has just met
+some users whom it does not know. That evens out with the number of examples as a random walk does, so over n of them
+log loss and AUC may be worse by sqrt(window / n) times as much. Judged are the newest 64, 128, 256 and 512 examples,
+for a model that breaks at once, and, from `minimum` examples on, all that the window holds.
 
 What is published should be what was judged: score a batch, observe it, judge, publish, and only then train on it.
 """
@@ -135,19 +137,21 @@ class Guard:
         found += self._broken(task, its)
         if its["examples"] < self._least:
             return found
-        if limits.logloss_ratio is not None and its["base"] is not None and not found:
-            found += _loss(task, its, its["base"]["logloss"], limits.logloss_ratio)
-        gain = its["auc_gain"]
-        if limits.auc_drop is not None and gain is not None and -gain - SIGMAS * its["auc_error"] > limits.auc_drop:
+        base, room = its["base"], self._room(its["examples"])
+        if limits.logloss_ratio is not None and base is not None and not found:
+            found += _loss(task, its, base["logloss"], 1 + (limits.logloss_ratio - 1) * room)
+        gain, most = its["auc_gain"], (limits.auc_drop or 0) * room
+        if limits.auc_drop is not None and gain is not None and -gain - SIGMAS * its["auc_error"] > most:
             found.append(
                 f"AUC of task '{task}' is {its['auc']:.4f} over the newest {its['examples']:,} examples, {-gain:.4f} "
-                f"below the {its['base']['auc']:.4f} of the bundle it began with on the same rows; at most "
-                f"{limits.auc_drop:g} is allowed (learning.guard.auc_drop)"
+                f"below the {base['auc']:.4f} of the bundle it began with on the same rows; at most {most:.3g} is "
+                "allowed over so many (learning.guard.auc_drop)"
             )
         often, positives = its["calibration"], its["positives"]
         if limits.calibration is not None and often is not None and positives:
             chance = SIGMAS * often / positives**0.5
-            if abs(often - 1) - chance > limits.calibration:
+            others = abs(base["calibration"] - 1) if base is not None else 0.0  # going back would not mend that
+            if abs(often - 1) - chance > limits.calibration and abs(often - 1) > others:
                 found.append(
                     f"task '{task}' is predicted {often:.3f} times as often as it is seen over the newest "
                     f"{its['examples']:,} examples ({positives:,} positives); at most {limits.calibration:g} from 1 is "
@@ -155,12 +159,16 @@ class Guard:
                 )
         return found
 
+    def _room(self, examples: int) -> float:
+        """How many times the limits of a window are the limits of so many examples."""
+        return max(1.0, self.config.window / examples) ** 0.5
+
     def _broken(self, task: str, its: Mapping[str, Any]) -> list[str]:
         """The shortest span of newest examples on which log loss is past the limit."""
         limit = self.config.logloss_ratio
         for span in its["recent"] if limit is not None else ():
             level, others = span["base_logloss"], span["examples"] - span["positives"]
-            most = limit or BREAK
+            most = 1 + ((limit or BREAK) - 1) * self._room(span["examples"])
             if min(span["positives"], others) < LEAST_EACH:  # the small loss of one class is soon exceeded
                 level, most = max(level, its["base"]["logloss"]), max(most, BREAK)
             if wrong := _loss(task, span, level, most):
@@ -176,5 +184,5 @@ def _loss(task: str, span: Mapping[str, Any], base: float, limit: float) -> list
     return [
         f"log loss of task '{task}' is {base + excess:.4f} over the newest {span['examples']:,} examples, "
         f"{(base + excess) / base:.2f} times the {base:.4f} of the bundle it began with on the same rows; at most "
-        f"{limit:g} is allowed (learning.guard.logloss_ratio)"
+        f"{limit:.3g} is allowed over so many (learning.guard.logloss_ratio)"
     ]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RECENT = (64, 128, 256, 512)
 """Newest examples whose losses are told on their own, so that a model that breaks is seen at once."""
 
+BLOCKS = 32
+"""Of consecutive rows, whose sums standard errors are taken from: a user's rows lie together, and are alike."""
+
 BINS = 4096
 """Of the logit, in the AUC since the start; within a bin scores count as ties."""
 _FAR = math.log((1 - metrics.EPS) / metrics.EPS)
@@ -314,14 +317,23 @@ def _mean(values: np.ndarray, weight: np.ndarray) -> tuple[float | None, float |
     if not whole:
         return None, None
     mean = float(weight @ values) / whole
-    return mean, float(np.sqrt(np.square(weight) @ np.square(values - mean))) / whole
+    return mean, _error(weight * (values - mean) / whole)
+
+
+def _error(influence: np.ndarray) -> float:
+    """Standard error of an estimate, of how much each row moves it (their sum is 0), by sums of consecutive rows."""
+    blocks = min(BLOCKS, len(influence))
+    if blocks < 2:
+        return 0.0
+    sums = np.add.reduceat(influence, np.arange(blocks) * len(influence) // blocks)
+    return math.sqrt(float(sums @ sums) * blocks / (blocks - 1))
 
 
 def _gained(y: np.ndarray, p: np.ndarray, b: np.ndarray, w: np.ndarray) -> tuple[float | None, ...]:
-    """AUC over the base's with its standard error (DeLong et al. 1988, paired), and log loss likewise.
+    """AUC over the base's with its standard error (paired, as in DeLong et al. 1988), and log loss likewise.
 
-    A positive's placement is the share of negatives below it; AUC is the mean placement, and the variance of a
-    difference of AUCs that of the differences of placements, of the positives and of the negatives.
+    A positive's placement is the share of negatives below it; AUC is the mean placement, and a row moves the difference
+    of two AUCs by that of its placements.
     """
     excess, excess_error = _mean(losses(y, p) - losses(y, b), w)
     positive = y > 0.5
@@ -330,8 +342,9 @@ def _gained(y: np.ndarray, p: np.ndarray, b: np.ndarray, w: np.ndarray) -> tuple
         return None, None, excess, excess_error
     above = _placements(p[positive], p[~positive]) - _placements(b[positive], b[~positive])
     below = _placements(-p[~positive], -p[positive]) - _placements(-b[~positive], -b[positive])
-    error = math.sqrt(float(above.var(ddof=1)) / m + float(below.var(ddof=1)) / n)
-    return float(above.mean()), error, excess, excess_error
+    influence = np.empty(m + n)
+    influence[positive], influence[~positive] = (above - above.mean()) / m, (below - below.mean()) / n
+    return float(above.mean()), _error(influence), excess, excess_error
 
 
 def _recent(y: np.ndarray, p: np.ndarray, b: np.ndarray, w: np.ndarray) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Learner:
         return verdict
 
 
-@pytest.mark.parametrize("rate", [20.0, 50.0, 1e4])
+@pytest.mark.parametrize("rate", [50.0, 200.0, 1e4])
 def test_an_absurd_learning_rate_is_stopped_before_the_served_model_is_past_the_limit(rate: float) -> None:
     learner = Learner(rate)
     for seed in range(100):
@@ -80,6 +80,12 @@ def test_an_absurd_learning_rate_is_stopped_before_the_served_model_is_past_the_
     for seed in range(100):
         unguarded.step(seed)
     assert max(true_loss(w) for w in unguarded.published) > limit
+
+
+def test_a_rate_at_which_a_few_rows_cannot_tell_is_stopped_after_three_batches() -> None:
+    """Its first step doubles the log loss; 100 rows leave room for chance, 200 do not."""
+    learner = Learner(20.0)
+    assert [learner.step(seed).ok for seed in range(3)] == [True, True, False]
 
 
 def test_a_rate_that_is_only_too_high_is_stopped_within_the_window() -> None:
@@ -154,11 +160,12 @@ def test_a_guard_goes_on_from_its_state() -> None:
 
 def figures(**changes: Any) -> dict[str, Any]:
     its = {
-        "examples": 5000, "positives": 1000, "not_finite": 0, "auc": 0.7, "logloss": 0.5, "ne": 0.9, "calibration": 1.0,
+        "examples": 20_000, "positives": 1000, "not_finite": 0,
+        "auc": 0.7, "logloss": 0.5, "ne": 0.9, "calibration": 1.0,
         "base": {"auc": 0.7, "logloss": 0.5, "ne": 0.9, "calibration": 1.0},
         "auc_gain": 0.0, "auc_error": 0.002, "excess": 0.0, "excess_error": 0.001, "recent": [],
     }  # fmt: skip
-    return {"examples": 5000, "tasks": {"click": its | changes}}
+    return {"examples": 20_000, "tasks": {"click": its | changes}}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +179,11 @@ def figures(**changes: Any) -> dict[str, Any]:
         ({"calibration": 1.5}, False, "predicted 1.500 times as often"),
         ({"calibration": 0.5}, False, "predicted 0.500 times as often"),
         ({"calibration": 1.5, "positives": 16}, True, ""),  # sixteen positives cannot tell
+        # a quarter of the window: twice as much is allowed
+        ({"examples": 5000, "excess": 0.052}, True, ""),
+        ({"examples": 5000, "excess": 0.054}, False, "at most 1.1 is allowed over so many"),
+        ({"examples": 5000, "auc": 0.655, "auc_gain": -0.045}, True, ""),
+        ({"examples": 5000, "auc": 0.653, "auc_gain": -0.047}, False, "at most 0.04 is allowed over so many"),
         ({"calibration": None, "auc_gain": None, "base": None}, True, ""),
         ({"examples": 100, "excess": 9.0}, True, ""),  # fewer than the minimum
     ],
@@ -182,6 +194,26 @@ def test_a_figure_past_its_limit_by_more_than_chance_stops_and_is_named(
     verdict = Guard(GuardConfig()).judge(figures(**changes))
     assert verdict.ok is ok
     assert says in " ".join(verdict.reasons)
+
+
+def test_going_back_to_a_bundle_that_is_calibrated_no_better_mends_nothing() -> None:
+    """The first window of a stream may hold clicks alone: both models say half of what is seen."""
+    base = {"auc": None, "logloss": 0.7, "ne": None, "calibration": 0.45}
+    changes: dict[str, Any] = {"positives": 20_000, "auc": None, "auc_gain": None, "base": base}
+    assert Guard(GuardConfig()).judge(figures(**changes, calibration=0.5)).ok
+    assert not Guard(GuardConfig()).judge(figures(**changes, calibration=0.4)).ok
+
+
+@pytest.mark.parametrize(
+    ("examples", "worse", "ok"),
+    # 1.05 over the window of 20,000; over 64 and 512 examples sqrt(312.5) and sqrt(39.06) times as much
+    [(64, 0.40, True), (64, 0.50, False), (512, 0.14, True), (512, 0.17, False)],
+)
+def test_the_fewer_examples_the_more_it_takes_to_be_a_break(examples: int, worse: float, ok: bool) -> None:
+    """A healthy learner meets users whom it does not know: over 64 of their films it was 1.5 times as bad."""
+    recent = {"examples": examples, "positives": examples // 2, "base_logloss": 0.5, "excess_error": 0.001}
+    few = figures(recent=[recent | {"excess": worse}], examples=600)
+    assert Guard(GuardConfig()).judge(few).ok is ok
 
 
 def test_negatives_alone_do_not_make_a_break() -> None:

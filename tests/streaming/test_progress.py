@@ -68,6 +68,23 @@ def test_the_figures_since_the_start_are_of_all_rows() -> None:
     assert its["calibration"] == pytest.approx(live.sum(dtype=np.float64) / labels.sum(), rel=1e-9)
 
 
+def test_errors_allow_for_rows_of_one_user_that_lie_together_and_are_alike() -> None:
+    """Fifty rows a user, whom one of the two models knows better: the errors are the spread over samples."""
+    excess, errors, gains, auc_errors = [], [], [], []
+    for seed in range(150):
+        labels, live, base, seconds = stream(4000, seed)
+        known = np.repeat(np.random.default_rng(1000 + seed).random(80) < 0.5, 50)[:, None]
+        better = np.where(known, live, base)
+        worse = np.where(known, base, live)
+        its = fed(ProgressiveValidation(["click"], 4000), labels, better, worse, seconds).figures()["tasks"]["click"]
+        excess.append(its["excess"])
+        errors.append(its["excess_error"])
+        gains.append(its["auc_gain"])
+        auc_errors.append(its["auc_error"])
+    assert np.mean(errors) == pytest.approx(np.std(excess), rel=0.15)
+    assert np.mean(auc_errors) == pytest.approx(np.std(gains), rel=0.15)
+
+
 def test_the_error_of_an_auc_s_gain_is_how_far_it_spreads_over_samples() -> None:
     """DeLong's estimate from one sample against the spread over 400 others."""
     gains, errors = [], []
