@@ -187,7 +187,7 @@ class LibrdkafkaClient(Client):
             "auto.offset.reset": "error",
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
-            "enable.partition.eof": False,
+            "enable.partition.eof": True,  # tells that a broker has answered, also where it has nothing
             "fetch.wait.max.ms": wait_ms,
             "max.partition.fetch.bytes": 4 << 20,
             "queued.max.messages.kbytes": 32 << 10,
@@ -228,18 +228,21 @@ class LibrdkafkaConsumer(Consumer):
         self._client, self._consumer, self._topic = client, consumer, topic
         self._seconds = client.options.timeout_ms / 1000
         self._at: dict[int, int] = {}
+        self._answered: set[int] = set()  # since their place was set: before, the cached watermark is an older one
 
     def _of(self, partition: int, offset: int = ck.OFFSET_INVALID) -> ck.TopicPartition:
         return ck.TopicPartition(self._topic, partition, offset)
 
     def assign(self, positions: Mapping[int, int]) -> None:
         self._at = dict(positions)
+        self._answered.clear()
         with self._client.told(f"reading topic {self._topic}"):
             self._consumer.assign([self._of(partition, offset) for partition, offset in positions.items()])
 
     def subscribe(self, begin: Callable[[Sequence[int]], Mapping[int, int]]) -> None:
         def assigned(consumer: ck.Consumer, places: list[ck.TopicPartition]) -> None:
             self._at = dict(begin([place.partition for place in places]))
+            self._answered.clear()
             consumer.assign([self._of(partition, offset) for partition, offset in self._at.items()])
 
         def revoked(consumer: ck.Consumer, places: list[ck.TopicPartition]) -> None:
@@ -261,10 +264,14 @@ class LibrdkafkaConsumer(Consumer):
         for message in messages:
             error = message.error()
             if error is not None:
-                self._heard(error)
+                if error.code() == ck.KafkaError._PARTITION_EOF:
+                    self._answered.add(message.partition())
+                else:
+                    self._heard(error)
                 continue
             partition, offset = message.partition(), message.offset()
             self._at[partition] = offset + 1
+            self._answered.add(partition)
             key = (message.key() or b"").decode(errors="replace")
             value = message.value()
             if value is None:
@@ -289,6 +296,7 @@ class LibrdkafkaConsumer(Consumer):
             for partition, offset in positions.items():
                 self._consumer.seek(self._of(partition, offset))
                 self._at[partition] = offset
+                self._answered.discard(partition)
 
     def positions(self) -> dict[int, int]:
         return {place.partition: self._at.get(place.partition, 0) for place in self._consumer.assignment()}
@@ -297,7 +305,7 @@ class LibrdkafkaConsumer(Consumer):
         found = {}
         for place in self._consumer.assignment():
             _, high = self._consumer.get_watermark_offsets(place, cached=True)
-            if high >= 0:
+            if high >= 0 and place.partition in self._answered:
                 found[place.partition] = high
         return found
 
