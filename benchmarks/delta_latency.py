@@ -36,11 +36,11 @@ from benchmarks.served_bundle import ITEMS, USERS, make_bundle  # noqa: E402
 from benchmarks.serving import serving  # noqa: E402
 from engine.bundle import Bundle  # noqa: E402
 from engine.plugins import installed  # noqa: E402
-from engine.streaming.delta import Delta, TableRows  # noqa: E402
-from engine.streaming.open_log import open_log  # noqa: E402
-from engine.streaming.publisher import DeltaPublisher  # noqa: E402
-from engine.streaming.registry import ModelRegistry  # noqa: E402
-from engine.streaming.topics import STREAMS  # noqa: E402
+from engine.streaming.deltas.delta import Delta, TableRows  # noqa: E402
+from engine.streaming.deltas.publisher import DeltaPublisher  # noqa: E402
+from engine.streaming.deltas.registry import ModelRegistry  # noqa: E402
+from engine.streaming.events.open_log import open_log  # noqa: E402
+from engine.streaming.learning.topics import STREAMS  # noqa: E402
 
 ROWS, EVERY = 1200, 0.1
 """Rows a delta, and the time between two: 12,000 rows a second."""

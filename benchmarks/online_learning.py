@@ -28,8 +28,8 @@ from benchmarks.stream_events import events, write  # noqa: E402
 from engine.errors import DataError  # noqa: E402
 from engine.loading import load_config  # noqa: E402
 from engine.plugins import Plugins, installed  # noqa: E402
-from engine.streaming.learner import Learner  # noqa: E402
-from engine.streaming.open_log import open_log  # noqa: E402
+from engine.streaming.events.open_log import open_log  # noqa: E402
+from engine.streaming.learning.learner import Learner  # noqa: E402
 from engine.train_command import run_training  # noqa: E402
 
 HALF = {"data.split.by": "time", "data.split.validation": 0.1, "data.split.test": 0.5}

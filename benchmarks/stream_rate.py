@@ -31,12 +31,12 @@ from engine.components import EventLog, LogRecord  # noqa: E402
 from engine.config import Config  # noqa: E402
 from engine.loading import load_config  # noqa: E402
 from engine.plugins import Plugins, installed  # noqa: E402
-from engine.streaming.dead import DeadLetters  # noqa: E402
-from engine.streaming.decode import decode_records  # noqa: E402
-from engine.streaming.examples import decode_examples, encode_examples, joined_examples  # noqa: E402
-from engine.streaming.fetch import Chunk  # noqa: E402
-from engine.streaming.joining import EventsJoined  # noqa: E402
-from engine.streaming.learner import Learner  # noqa: E402
+from engine.streaming.events.dead import DeadLetters  # noqa: E402
+from engine.streaming.events.decode import decode_records  # noqa: E402
+from engine.streaming.join.examples import decode_examples, encode_examples, joined_examples  # noqa: E402
+from engine.streaming.learning.fetch import Chunk  # noqa: E402
+from engine.streaming.learning.joining import EventsJoined  # noqa: E402
+from engine.streaming.learning.learner import Learner  # noqa: E402
 from engine.train_command import run_training  # noqa: E402
 
 CHUNK = 500

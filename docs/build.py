@@ -18,7 +18,7 @@ from engine.config import COMPONENT_KINDS, Config
 from engine.document import key
 from engine.plugins import MOMENTS, Plugins
 from engine.schema import FeatureSpec
-from engine.streaming.event_schemas import write_schemas
+from engine.streaming.events.event_schemas import write_schemas
 from serving.errors import PROBLEMS
 from serving.openapi import publish
 from serving.routes import events, explain, health, models, rank, users

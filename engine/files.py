@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -20,3 +21,24 @@ def sha256(path: Path) -> str:
     """Hexadecimal digest, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, contents: bytes, *, durable: bool = True) -> None:
+    """A file that is there whole or not at all: written beside, synced, renamed. OSError leaves the old one.
+
+    durable: also after a power cut; without it only after the end of this process.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(contents)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        os.replace(name, path)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if durable:
+        sync(path.parent)

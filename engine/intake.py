@@ -15,8 +15,8 @@ from engine.errors import EventError, PlexrankError
 from engine.events import Dedupe, Event, EventLimits, InteractionData, ItemData, UserData, decode_event
 from engine.hashing import canonical
 from engine.plugins import Plugins
-from engine.streaming.binary_mode import from_binary, is_binary
-from engine.streaming.forward import WAITING, ForwardingLog
+from engine.streaming.events.binary_mode import from_binary, is_binary
+from engine.streaming.events.forward import WAITING, ForwardingLog
 
 log = logging.getLogger("plexrank.events")
 

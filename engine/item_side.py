@@ -23,8 +23,8 @@ from engine.item_readers import ItemReaders, Pairs
 from engine.model import RankingModel, pool
 from engine.recent import RecentVectors
 from engine.schema import FeatureSpec
-from engine.streaming.apply import chunks
-from engine.streaming.delta import TableRows
+from engine.streaming.deltas.apply import chunks
+from engine.streaming.deltas.delta import TableRows
 from engine.tables import FrozenTables
 
 _CHUNK = 8192

@@ -22,8 +22,8 @@ from engine.events import Event, EventLimits, ItemData
 from engine.hashing import canonical
 from engine.item_file import ItemFile, Said
 from engine.served import Served
-from engine.streaming.decode import decode_records
-from engine.streaming.delta import Delta, ItemVectors
+from engine.streaming.deltas.delta import Delta, ItemVectors
+from engine.streaming.events.decode import decode_records
 
 log = logging.getLogger("plexrank.items")
 

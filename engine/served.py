@@ -27,9 +27,9 @@ from engine.errors import BundleError, PlexrankError, PluginError, RequestError
 from engine.plugins import Plugins
 from engine.retrieval import EncoderModel, item_batch
 from engine.schema import FeatureSpec, Schema
-from engine.streaming.apply import check_fit
-from engine.streaming.delta import Delta, ItemVectors
-from engine.streaming.encoder_delta import with_part
+from engine.streaming.deltas.apply import check_fit
+from engine.streaming.deltas.delta import Delta, ItemVectors
+from engine.streaming.deltas.encoder_delta import with_part
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Served:
     def with_encoder(self, part: Delta) -> Served:
         """One whose encoder is what a learner made of it, and whose items have the vectors of the same delta.
 
-        part: the encoder's (`engine.streaming.encoder_delta.apart`). Both are written in place, as in `with_vectors`.
-        BundleError where it does not fit: nothing was changed.
+        part: the encoder's (`engine.streaming.deltas.encoder_delta.apart`). Both are written in place, as in
+        `with_vectors`. BundleError where it does not fit: nothing was changed.
         """
         tower, encode_user = self.check_encoder(part), self.context.encode_user
         assert isinstance(encode_user, UserEncoder)

@@ -30,7 +30,7 @@ from engine.errors import ConfigError, DataError, PlexrankError
 from engine.loading import load_config, with_overrides
 from engine.plugins import Plugins, installed
 from engine.served import Served
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
 from engine.train_command import Run, train_run, write
 from serving import selfcheck
 from serving.app import serve_with

@@ -7,9 +7,9 @@ from pathlib import Path
 from engine.components import EventLog, LogRecord
 from engine.config import ComponentConfig, ServingConfig, default_name
 from engine.plugins import Plugins
-from engine.streaming.forward import ForwardingLog
-from engine.streaming.open_log import KIND, open_log
-from engine.streaming.spool import Spool
+from engine.streaming.events.forward import ForwardingLog
+from engine.streaming.events.open_log import KIND, open_log
+from engine.streaming.events.spool import Spool
 
 SPOOL, REFUSED = "waiting", "refused"
 """Folders of the state directory: events on their way to the log, and those that it will never take."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, cast
 
 from engine.components import EventLog, Scorer
 from engine.errors import BundleError, EventError, LogUnavailable, PlexrankError, RequestError
-from engine.streaming.announce import tell
-from engine.streaming.delta import Delta
-from engine.streaming.encoder_delta import apart
-from engine.streaming.follower import DeltaFollower
-from engine.streaming.follower_status import Applied, FollowerStatus
-from engine.streaming.pointer import Pointer
-from engine.streaming.registry import ModelRegistry
-from engine.streaming.topics import STREAMS
+from engine.streaming.deltas.announce import tell
+from engine.streaming.deltas.delta import Delta
+from engine.streaming.deltas.encoder_delta import apart
+from engine.streaming.deltas.follower import DeltaFollower
+from engine.streaming.deltas.follower_status import Applied, FollowerStatus
+from engine.streaming.deltas.pointer import Pointer
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.events.streams import STREAMS
 
 if TYPE_CHECKING:
     from serving.service import Service

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from engine.streaming.delta import parsed
-from engine.streaming.follower_status import Applied
+from engine.streaming.deltas.delta import parsed
+from engine.streaming.deltas.follower_status import Applied
 
 _MOST = 1000
 

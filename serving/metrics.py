@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from engine.intake import Received
 from engine.pipeline import Answer
 from engine.plugins import Plugins
-from engine.streaming.follower_status import Applied
+from engine.streaming.deltas.follower_status import Applied
 from serving.freshness import Freshness
 from serving.service import Service
 

@@ -12,7 +12,7 @@ from engine.config import LimitsConfig
 from engine.deadline import Deadline
 from engine.errors import PlexrankError, RequestError
 from engine.pipeline import Query
-from engine.streaming.forward import ForwardingLog
+from engine.streaming.events.forward import ForwardingLog
 from serving.codec import RankIn, RecommendIn, decode, encode, ids, one_id
 from serving.following import Following
 from serving.limits import JSON, Gate, media_type, read_body

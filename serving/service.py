@@ -27,10 +27,10 @@ from engine.live_items import LiveItems
 from engine.pipeline import Answer, Pipeline, Query
 from engine.plugins import Plugins, installed
 from engine.served import Served, component
-from engine.streaming.forward import ForwardingLog
-from engine.streaming.item_tail import ItemTail, learnt_place
-from engine.streaming.open_log import placed
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.events.forward import ForwardingLog
+from engine.streaming.events.item_tail import ItemTail, learnt_place
+from engine.streaming.events.open_log import placed
 from serving.event_log import open_forwarding
 from serving.following import served_first
 from serving.ranking_log import Counts, RankingLog

@@ -25,7 +25,7 @@ from engine.item_side import ItemSide
 from engine.model import RankingModel, build_model
 from engine.plugins import Plugins
 from engine.recent import RecentVectors
-from engine.streaming.apply import with_dense, with_own_dense
+from engine.streaming.deltas.apply import with_dense, with_own_dense
 from engine.tables import FrozenTables
 from plugins.scorers.inproc import InprocScorer
 from tests.conftest import FilmWorld

@@ -22,7 +22,7 @@ from engine.live_items import LiveItems
 from engine.pipeline import Pipeline, Query
 from engine.plugins import Plugins
 from engine.served import Served
-from engine.streaming.delta import Delta, ItemVectors, TableRows
+from engine.streaming.deltas.delta import Delta, ItemVectors, TableRows
 from plugins.scorers.inproc import InprocScorer
 from plugins.state.sqlite import SqliteStateStore
 

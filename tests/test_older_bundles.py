@@ -15,8 +15,8 @@ from engine.components import ScoreRequest
 from engine.config import Config
 from engine.plugins import Plugins
 from engine.served import Served
-from engine.streaming.learner import Learner
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.learning.learner import Learner
 from plugins.scorers.inproc import InprocScorer
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog

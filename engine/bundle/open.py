@@ -26,7 +26,7 @@ from engine.data.statistics import IdStatistics
 from engine.errors import BundleError, SchemaError
 from engine.plugins import Plugins
 from engine.schema import Schema
-from engine.streaming.drift import Reference
+from engine.streaming.learning.drift import Reference
 from engine.training.calibration import Calibration
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from engine.config import Config, components
 from engine.errors import BundleError
 from engine.files import sha256, sync
 from engine.plugins import Plugins, installed
-from engine.streaming.drift import reference
+from engine.streaming.learning.drift import reference
 from engine.training.calibration import Calibration
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from engine.commands.event_log import ConfigArgument, StateDir, opened
 from engine.commands.output import JsonFlag, print_figures, print_json, print_table
 
 if TYPE_CHECKING:
-    from engine.streaming.dead import DeadLetters, Letter
+    from engine.streaming.events.dead import DeadLetters, Letter
 
 app = typer.Typer(no_args_is_help=True, help="Events that were refused: list, show, resubmit.")
 
@@ -23,7 +23,7 @@ Reason = Annotated[str | None, typer.Option(help="Only those of this reason: jso
 
 @contextmanager
 def _opened(config: Path, state_dir: Path, *, writes: bool = False) -> Iterator[DeadLetters]:
-    from engine.streaming.dead import DeadLetters
+    from engine.streaming.events.dead import DeadLetters
 
     with opened(config, state_dir, writes=writes) as log:
         letters = DeadLetters(log)
@@ -42,7 +42,7 @@ def list_(
     json: JsonFlag = False,
 ) -> None:
     """List refused events: why, where they stood, and whether they were sent again."""
-    from engine.streaming.readable import short
+    from engine.streaming.events.readable import short
 
     with _opened(config, state_dir) as letters:
         found = letters.list(limit, reason)
@@ -72,7 +72,7 @@ def show(
 ) -> None:
     """Print one refused event with its original bytes."""
     from engine.errors import EventError
-    from engine.streaming.positions import place
+    from engine.streaming.events.positions import place
 
     wanted = place(letter)
     with _opened(config, state_dir) as letters:
@@ -103,7 +103,7 @@ def resubmit(
 
     A log in a folder has one writer: stop the server first. A broker takes them beside it.
     """
-    from engine.streaming.positions import place
+    from engine.streaming.events.positions import place
 
     if sum(map(bool, (places, reason, everything))) != 1:
         raise typer.BadParameter("name letters, or say --reason or --all")

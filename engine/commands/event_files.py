@@ -16,7 +16,7 @@ from engine.commands.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
     from engine.events import Event, EventLimits
-    from engine.streaming.import_events import Tally
+    from engine.streaming.events.import_events import Tally
 
 _CHUNK, _BODY_BYTES = 1000, 900_000
 
@@ -48,7 +48,7 @@ def import_(
     where it knows them, type, ranking, value. Importing twice gives the same ids, so that each event counts once.
     """
     from engine.commands.output import Progress
-    from engine.streaming.import_events import Tally, read_events
+    from engine.streaming.events.import_events import Tally, read_events
 
     tally, counts, read, total = Tally(), Counter[str](), 0, max(1, sum(file.stat().st_size for file in files))
     with _sink(config, state_dir, server) as (limits, send), Progress() as progress:
@@ -78,7 +78,7 @@ def _sink(
 
     from engine.events import EventLimits
     from engine.loading import load_config
-    from engine.streaming.post_events import EventPoster
+    from engine.streaming.events.post_events import EventPoster
 
     serving = load_config(config).serving
     limits = EventLimits(serving.limits.id_bytes, serving.limits.depth)
@@ -113,8 +113,8 @@ def validate(files: FilesArgument, json: JsonFlag = False) -> None:
     an event is refused."""
     from engine.commands.checking import STYLES
     from engine.events import EventLimits
-    from engine.streaming.examine_events import examine
-    from engine.streaming.import_events import Tally
+    from engine.streaming.events.examine_events import examine
+    from engine.streaming.events.import_events import Tally
 
     results = []
     for file in files:

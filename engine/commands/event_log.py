@@ -23,7 +23,7 @@ def opened(config: Path, state_dir: Path, stream: str = "events", *, writes: boo
     """The configuration's log, or the stream of that name beside it, to read beside whoever writes it."""
     from engine.loading import load_config
     from engine.plugins import installed
-    from engine.streaming.open_log import open_log
+    from engine.streaming.events.open_log import open_log
 
     use = load_config(config).serving.event_log
     log = open_log(installed(), use, state_dir, read_only=not writes)

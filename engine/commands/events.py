@@ -39,7 +39,7 @@ def tail(
     json: JsonFlag = False,
 ) -> None:
     """Print the newest records, a line each; with --json one JSON object a line."""
-    from engine.streaming.positions import last
+    from engine.streaming.events.positions import last
 
     with opened(config, state_dir, stream) as log:
         positions, ends = last(log, count), log.ends()
@@ -73,7 +73,7 @@ def replay(
 
     Into a stream they go as they are, key, bytes and headers. On stdout, what is no JSON is left out and counted.
     """
-    from engine.streaming.positions import from_places, from_time, moment
+    from engine.streaming.events.positions import from_places, from_time, moment
 
     if sum(map(bool, (offset, since, earliest))) != 1:
         raise typer.BadParameter("say one of --offset, --time and --earliest")
@@ -121,7 +121,7 @@ def _to_stdout(records: Iterator[LogRecord]) -> None:
     """One event a line, in structured mode."""
     import msgspec
 
-    from engine.streaming.readable import document
+    from engine.streaming.events.readable import document
 
     left_out = 0
     for record in records:
@@ -167,7 +167,7 @@ def topics(
     """
     from engine.loading import load_config
     from engine.plugins import installed
-    from engine.streaming.topics import describe
+    from engine.streaming.learning.topics import describe
 
     loaded = load_config(config)
     use = loaded.serving.event_log
@@ -186,7 +186,7 @@ class _Printer:
         self.as_json = as_json
 
     def __call__(self, records: list[LogRecord]) -> None:
-        from engine.streaming.readable import as_json, line
+        from engine.streaming.events.readable import as_json, line
 
         for record in records:
             if self.as_json:

@@ -62,11 +62,11 @@ def learn(
     """
     from engine.loading import load_config, located
     from engine.plugins import installed
-    from engine.streaming.group_learner import GroupLearner
-    from engine.streaming.learner import Learner
-    from engine.streaming.learner_metrics import LearnerMetrics
-    from engine.streaming.open_log import open_log
-    from engine.streaming.registry import ModelRegistry
+    from engine.streaming.deltas.registry import ModelRegistry
+    from engine.streaming.events.open_log import open_log
+    from engine.streaming.learning.group_learner import GroupLearner
+    from engine.streaming.learning.learner import Learner
+    from engine.streaming.learning.learner_metrics import LearnerMetrics
 
     if bundle is None and models is None:
         raise typer.BadParameter("give --bundle or --models", param_hint="--bundle")

@@ -13,8 +13,8 @@ from engine.commands.event_log import StateDir
 from engine.commands.output import JsonFlag, print_json, print_table
 
 if TYPE_CHECKING:
-    from engine.streaming.pointer import Pointer
-    from engine.streaming.registry import ModelRegistry
+    from engine.streaming.deltas.pointer import Pointer
+    from engine.streaming.deltas.registry import ModelRegistry
 
 app = typer.Typer(no_args_is_help=True, help="Versions of a model: list, promote, roll back, compare.")
 
@@ -101,7 +101,7 @@ def diff(
 
 
 def _registry(root: Path, model: str | None) -> ModelRegistry:
-    from engine.streaming.registry import ModelRegistry
+    from engine.streaming.deltas.registry import ModelRegistry
 
     return ModelRegistry(root, model)
 
@@ -120,7 +120,7 @@ def _tell(pointer: Pointer, config: Path, state_dir: Path) -> None:
     """Of the log, too; the pointer holds where that fails."""
     from engine.commands.event_log import opened
     from engine.errors import EventError
-    from engine.streaming.announce import tell
+    from engine.streaming.deltas.announce import tell
 
     try:
         with opened(config, state_dir) as log:

@@ -14,7 +14,7 @@ from engine.components.base import Component, PluginOptions
 from engine.components.candidates import Catalogue, UserState
 
 if TYPE_CHECKING:
-    from engine.streaming.delta import Delta
+    from engine.streaming.deltas.delta import Delta
 
 
 @dataclass
@@ -62,16 +62,16 @@ class Scorer(Component, ABC):
     @property
     @abstractmethod
     def version(self) -> str:
-        """Of what scores now: the bundle's version, and behind it the delta's (`engine.streaming.delta`)."""
+        """Of what scores now: the bundle's version, and behind it the delta's (`engine.streaming.deltas.delta`)."""
 
     @abstractmethod
     def apply(self, delta: Delta) -> None:
         """A learner's row delta, in chunks, with no lock on the way of `score`; the dense part swaps at once, together
-        with the calibration in it (`engine.streaming.recalibration.apart`).
+        with the calibration in it (`engine.streaming.learning.recalibration.apart`).
 
         DeltaGap where it does not follow what is there (another base, epoch or parent): nothing was changed, and the
         caller loads the bundle. One that was applied already is ignored. BundleError where it does not fit the model.
-        What it holds of the retrieval encoder (`engine.streaming.encoder_delta`) is passed over.
+        What it holds of the retrieval encoder (`engine.streaming.deltas.encoder_delta`) is passed over.
         """
 
     def items_changed(self, version: str, catalogue: Catalogue, rows: np.ndarray | None) -> None:

@@ -11,9 +11,9 @@ import torch
 from engine.bundle import Bundle
 from engine.components import Scorer, ScoreRequest
 from engine.errors import BundleError, DeltaGap
-from engine.streaming.apply import TABLES
-from engine.streaming.delta import Delta, TableRows
-from engine.streaming.recalibration import PREFIX
+from engine.streaming.deltas.apply import TABLES
+from engine.streaming.deltas.delta import Delta, TableRows
+from engine.streaming.learning.recalibration import PREFIX
 from engine.testing.contract import Contract, Options
 from engine.training.calibration import Calibration
 

@@ -21,7 +21,7 @@ from engine.errors import BundleError, ConfigError
 from engine.memory import keep_freed_memory
 from engine.model import RankingModel
 from engine.plugins import Plugins
-from engine.streaming.delta import TableRows
+from engine.streaming.deltas.delta import TableRows
 from engine.tables import TableEmbedding
 from engine.training.distributed import join
 from engine.training.step import TrainStep

@@ -20,10 +20,10 @@ from engine.item_side import ItemSide
 from engine.memory import keep_freed_memory
 from engine.model import RankingModel
 from engine.plugins import installed
-from engine.streaming.apply import Chain, Step, check_fit, with_dense, with_own_dense, write_rows
-from engine.streaming.delta import Delta
-from engine.streaming.encoder_delta import apart
-from engine.streaming.recalibration import apart as without_calibration
+from engine.streaming.deltas.apply import Chain, Step, check_fit, with_dense, with_own_dense, write_rows
+from engine.streaming.deltas.delta import Delta
+from engine.streaming.deltas.encoder_delta import apart
+from engine.streaming.learning.recalibration import apart as without_calibration
 from engine.training.calibration import Calibration
 
 

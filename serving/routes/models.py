@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from engine.errors import RequestError
-from engine.streaming.pointer import Pointer
+from engine.streaming.deltas.pointer import Pointer
 from serving.codec import LoadIn, ModelOut, PromoteIn, RollbackIn
 from serving.following import Following
 from serving.openapi import gives, takes

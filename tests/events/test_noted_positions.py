@@ -13,8 +13,8 @@ from engine.components import PluginOptions
 from engine.config import ComponentConfig
 from engine.errors import LogUnavailable
 from engine.plugins import installed
-from engine.streaming.monitoring import PositionsCopy, group_of
-from engine.streaming.topics import describe
+from engine.streaming.learning.monitoring import PositionsCopy, group_of
+from engine.streaming.learning.topics import describe
 from plugins.events.kafka import KafkaEventLog
 from plugins.events.kafka_fast import KafkaFastEventLog
 from plugins.events.local import LocalEventLog

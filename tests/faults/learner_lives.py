@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import engine.cli
-import engine.streaming.learner
+import engine.streaming.learning.learner
 
 
 def main() -> None:

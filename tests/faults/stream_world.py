@@ -28,8 +28,8 @@ from engine.bundle import Bundle
 from engine.components import LogRecord
 from engine.config import Config
 from engine.hashing import fingerprint
-from engine.streaming.audit import RECORD
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.learning.audit import RECORD
 from plugins.events.kafka import KafkaEventLog
 from tests.brokers import Broker, free_port
 from tests.streaming.film_stream import Stream, ranking

@@ -19,7 +19,7 @@ import time
 from typing import Any
 
 import engine.cli
-import engine.streaming.learner
+import engine.streaming.learning.learner
 import serving.cli  # noqa: F401
 
 

@@ -21,12 +21,11 @@ import pytest
 
 from engine.components import ScoreRequest
 from engine.errors import BundleError, DeltaGap
-from engine.files import sha256
+from engine.files import sha256, write_whole
 from engine.plugins import Plugins
-from engine.streaming.apply import tables
-from engine.streaming.delta import TableRows
-from engine.streaming.delta_codec import encode, read_header
-from engine.streaming.pointer import write_whole
+from engine.streaming.deltas.apply import tables
+from engine.streaming.deltas.delta import TableRows
+from engine.streaming.deltas.delta_codec import encode, read_header
 from tests.streaming.chain_world import A, B, RowScorer, World, a_delta, rows_after, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -73,8 +72,8 @@ CHILD = textwrap.dedent(
     import os, signal, struct, sys
     from pathlib import Path
     from engine.errors import LogUnavailable
-    from engine.streaming.publisher import DeltaPublisher
-    from engine.streaming.registry import ModelRegistry
+    from engine.streaming.deltas.publisher import DeltaPublisher
+    from engine.streaming.deltas.registry import ModelRegistry
     from tests.faults.test_delta_faults import local_logs
     from tests.streaming.chain_world import A, a_delta
 
@@ -273,7 +272,7 @@ def test_a_full_disk_leaves_the_old_pointer_and_deltas_go_on(world, publisher, m
     def no_links(*arguments, **options):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("engine.streaming.registry.os.link", no_links)
+    monkeypatch.setattr("engine.streaming.deltas.registry.os.link", no_links)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
@@ -294,8 +293,8 @@ def test_a_full_disk_leaves_the_old_pointer_and_deltas_go_on(world, publisher, m
 def test_two_learners_of_one_model_in_two_processes_the_second_is_refused(world):
     world.registry.publish(world.bundles[A], 1, "first")
     script = (
-        "import sys, time; from pathlib import Path; from engine.streaming.publisher import DeltaPublisher\n"
-        "from engine.streaming.registry import ModelRegistry\n"
+        "import sys, time; from pathlib import Path; from engine.streaming.deltas.publisher import DeltaPublisher\n"
+        "from engine.streaming.deltas.registry import ModelRegistry\n"
         "from tests.streaming.memory_log import MemoryLog\n"
         "p = DeltaPublisher(MemoryLog(), MemoryLog(), ModelRegistry(Path(sys.argv[1])))\n"
         "print('publishes', flush=True); time.sleep(60)"

@@ -16,7 +16,7 @@ from engine.live_items import LiveItems
 from engine.pipeline import Pipeline
 from engine.plugins import Plugins
 from engine.served import Served
-from engine.streaming.learner import Learner
+from engine.streaming.learning.learner import Learner
 from plugins.scorers.inproc import InprocScorer
 from plugins.state.sqlite import SqliteStateStore
 from tests.streaming.film_stream import BEGIN, event, visits

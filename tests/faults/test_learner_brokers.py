@@ -14,8 +14,8 @@ import pytest
 from engine.bundle import Bundle
 from engine.config import Config
 from engine.plugins import Plugins
-from engine.streaming.audit import RECORD
-from engine.streaming.learner import Learner
+from engine.streaming.learning.audit import RECORD
+from engine.streaming.learning.learner import Learner
 from plugins.events.kafka import KafkaEventLog
 from tests.brokers import Broker
 from tests.streaming.film_stream import BEGIN, visits

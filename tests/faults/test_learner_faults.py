@@ -22,12 +22,12 @@ import yaml
 from engine.bundle import Bundle
 from engine.config import Config
 from engine.plugins import Plugins
-from engine.streaming.assembler import Assembler
-from engine.streaming.audit import RECORD
-from engine.streaming.delta import standing
-from engine.streaming.learner import Learner
-from engine.streaming.open_log import open_log
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.assembler import Assembler
+from engine.streaming.deltas.delta import standing
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.events.open_log import open_log
+from engine.streaming.learning.audit import RECORD
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 

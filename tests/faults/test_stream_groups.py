@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.streaming.checkpointing import beside
+from engine.streaming.learning.checkpointing import beside
 from tests.brokers import Broker
 from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, fates, liked, named, trained, world, zygote
 from tests.streaming.film_stream import BEGIN, visits

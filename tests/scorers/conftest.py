@@ -18,7 +18,7 @@ from engine.bundle.manifest import FileEntry, read_manifest, sealed
 from engine.bundle.tensors import load_tensors, save_tensors
 from engine.components import ScoreRequest
 from engine.files import sha256
-from engine.streaming.delta import Delta, TableRows
+from engine.streaming.deltas.delta import Delta, TableRows
 from plugins.scorers.inproc import InprocScorer
 from tests.conftest import FilmWorld
 

@@ -10,7 +10,7 @@ import pytest
 from engine import testing
 from engine.components import ScoreRequest, Scores
 from engine.errors import BundleError
-from engine.streaming.delta import Delta
+from engine.streaming.deltas.delta import Delta
 from plugins.scorers.inproc import InprocScorer
 
 

@@ -16,8 +16,8 @@ from engine import resident
 from engine.components import Scores
 from engine.errors import BundleError, DeltaGap
 from engine.files import sha256
-from engine.streaming import apply
-from engine.streaming.delta import TableRows
+from engine.streaming.deltas import apply
+from engine.streaming.deltas.delta import TableRows
 from engine.training.calibration import Calibration
 from plugins.scorers.inproc import InprocScorer
 from tests.scorers.conftest import REQUESTS, Rewrite, delta, drawn, loaded, same_scores, written

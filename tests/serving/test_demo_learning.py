@@ -16,7 +16,7 @@ import yaml
 from engine.errors import PlexrankError
 from engine.loading import load_config
 from engine.plugins import installed
-from engine.streaming.open_log import open_log
+from engine.streaming.events.open_log import open_log
 from serving import dev_broker
 from serving.child import Child
 from serving.demo_learner import DemoLearner, write_config

@@ -17,10 +17,10 @@ from engine.bundle import Bundle, read_manifest
 from engine.bundle.manifest import content_version, sealed
 from engine.components import EventLog
 from engine.errors import BundleError
-from engine.streaming.delta import Delta, ItemVectors, TableRows
-from engine.streaming.pointer import decode_pointer
-from engine.streaming.publisher import DeltaPublisher
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.delta import Delta, ItemVectors, TableRows
+from engine.streaming.deltas.pointer import decode_pointer
+from engine.streaming.deltas.publisher import DeltaPublisher
+from engine.streaming.deltas.registry import ModelRegistry
 from serving.app import serve_with
 from serving.service import Service
 

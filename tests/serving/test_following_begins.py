@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from engine.errors import LogUnavailable, PlexrankError, PluginError
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
 from serving import following as module
 from serving.following import Following
 from tests.streaming.chain_world import wait_for

@@ -12,9 +12,9 @@ import torch
 from engine.components import ScoreRequest
 from engine.config_learning import JoinConfig
 from engine.events import EventLimits
-from engine.streaming.decode import decode_records
-from engine.streaming.join import Joiner
-from engine.streaming.pending import PendingExamples
+from engine.streaming.events.decode import decode_records
+from engine.streaming.join.join import Joiner
+from engine.streaming.join.pending import PendingExamples
 
 ITEMS = [str(n) for n in range(30)]
 

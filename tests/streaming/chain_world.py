@@ -12,10 +12,10 @@ from engine.bundle import read_manifest
 from engine.components import PluginOptions, Scorer
 from engine.components.logs import EventLog
 from engine.errors import BundleError, DeltaGap, PlexrankError
-from engine.streaming.delta import Delta, TableRows, standing
-from engine.streaming.follower import DeltaFollower
-from engine.streaming.publisher import DeltaPublisher
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.delta import Delta, TableRows, standing
+from engine.streaming.deltas.follower import DeltaFollower
+from engine.streaming.deltas.publisher import DeltaPublisher
+from engine.streaming.deltas.registry import ModelRegistry
 from tests.streaming.memory_log import MemoryLog
 from tests.streaming.small_bundles import A, B, C, write_small
 

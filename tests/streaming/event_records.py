@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.components import LogRecord
 from engine.events import EventLimits
-from engine.streaming.decode import Decoded, decode_records
+from engine.streaming.events.decode import Decoded, decode_records
 
 LIMITS = EventLimits(id_bytes=256, depth=16)
 NOW = datetime(2026, 5, 4, 12, 0, 0, tzinfo=UTC).timestamp()

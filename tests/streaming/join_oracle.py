@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass
 class Interactions:
-    """As `engine.streaming.decode.Interactions`."""
+    """As `engine.streaming.events.decode.Interactions`."""
 
     request: np.ndarray
     item: np.ndarray
@@ -24,7 +24,7 @@ class Interactions:
 
 @dataclass
 class Rankings:
-    """As `engine.streaming.decode.Rankings`, without its data."""
+    """As `engine.streaming.events.decode.Rankings`, without its data."""
 
     request: np.ndarray
     seconds: np.ndarray

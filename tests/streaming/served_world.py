@@ -16,7 +16,7 @@ from engine.data.numeric import NumericTransforms
 from engine.events import RankedItem, RankingData
 from engine.hashing import fingerprints
 from engine.schema import FeatureSpec, Schema
-from engine.streaming.decode import Rankings
+from engine.streaming.events.decode import Rankings
 
 SCHEMA = Schema(
     features=(

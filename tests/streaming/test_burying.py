@@ -13,12 +13,12 @@ from engine.components import LogRecord
 from engine.config import Config
 from engine.errors import EventError
 from engine.events import Reason
-from engine.streaming import joining
-from engine.streaming.arrow_events import encode_batch
-from engine.streaming.dead import Dead, DeadLetters
-from engine.streaming.dedupe import SeenEvents
-from engine.streaming.fetch import Chunk
-from engine.streaming.joining import EventsJoined
+from engine.streaming.events.arrow_events import encode_batch
+from engine.streaming.events.dead import Dead, DeadLetters
+from engine.streaming.join.dedupe import SeenEvents
+from engine.streaming.learning import joining
+from engine.streaming.learning.fetch import Chunk
+from engine.streaming.learning.joining import EventsJoined
 from tests.streaming.film_stream import BEGIN, click, ranking
 from tests.streaming.memory_log import MemoryLog
 

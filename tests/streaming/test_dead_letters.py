@@ -19,9 +19,9 @@ from engine.errors import LogUnavailable
 from engine.events import Reason
 from engine.plugins import installed
 from engine.served import component
-from engine.streaming.arrow_events import encode_batch
-from engine.streaming.dead import MOST_BYTES, Dead, DeadLetters
-from engine.streaming.decode import decode_records
+from engine.streaming.events.arrow_events import encode_batch
+from engine.streaming.events.dead import MOST_BYTES, Dead, DeadLetters
+from engine.streaming.events.decode import decode_records
 
 
 def letter(offset: int, reason: Reason = Reason.JSON, **changes: Any) -> Dead:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from engine.errors import BundleError, DeltaGap
-from engine.streaming.assembler import Assembler
-from engine.streaming.delta import Delta, ItemVectors, TableRows, merge, parsed, standing, version_of
-from engine.streaming.delta_codec import decode, encode, quantise, read_header, read_part
+from engine.streaming.deltas.assembler import Assembler
+from engine.streaming.deltas.delta import Delta, ItemVectors, TableRows, merge, parsed, standing, version_of
+from engine.streaming.deltas.delta_codec import decode, encode, quantise, read_header, read_part
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

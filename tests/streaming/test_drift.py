@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from engine.data.encoding import MISSING
 from engine.errors import BundleError, CheckpointError
 from engine.hashing import fingerprint
-from engine.streaming import drift
-from engine.streaming.drift import BUCKETS, Drift, Reference, index, judged, reference
+from engine.streaming.learning import drift
+from engine.streaming.learning.drift import BUCKETS, Drift, Reference, index, judged, reference
 
 
 @pytest.fixture(scope="module")

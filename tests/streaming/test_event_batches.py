@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from engine.errors import EventError
 from engine.events import decode_event
-from engine.streaming.arrow_events import MEDIA_TYPE, columns_of, decode_batch, encode_batch
-from engine.streaming.arrow_size import inflated_size
+from engine.streaming.events.arrow_events import MEDIA_TYPE, columns_of, decode_batch, encode_batch
+from engine.streaming.events.arrow_size import inflated_size
 
 COLUMNS: dict[str, list[Any]] = {
     "id": ["a", "b", "c"],

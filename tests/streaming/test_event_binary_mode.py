@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.components import LogRecord
 from engine.events import decode_event
 from engine.hashing import fingerprint
-from engine.streaming.binary_mode import from_binary, to_binary
+from engine.streaming.events.binary_mode import from_binary, to_binary
 
 
 def binary(document: dict[str, Any]) -> LogRecord:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from engine.errors import DataError
 from engine.events import Event
-from engine.streaming.import_events import MOST_FAULTS, MOST_LINE, Tally, read_events
+from engine.streaming.events.import_events import MOST_FAULTS, MOST_LINE, Tally, read_events
 
 ROWS = {
     "user": ["1", "u2", "3"],

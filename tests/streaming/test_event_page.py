@@ -10,8 +10,8 @@ from event_records import LIMITS, NOW
 
 from engine.components import LogRecord
 from engine.events import Event, Reason, decode_event
-from engine.streaming.arrow_events import OPTIONAL, REQUIRED
-from engine.streaming.decode import decode_records
+from engine.streaming.events.arrow_events import OPTIONAL, REQUIRED
+from engine.streaming.events.decode import decode_records
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
 

@@ -17,7 +17,7 @@ from engine.components import LogRecord
 from engine.errors import EventError
 from engine.events import RankedItem, Reason, decode_event, too_deep
 from engine.hashing import fingerprint
-from engine.streaming.decode import UNKNOWN_ITEM, _deeper, decode_records
+from engine.streaming.events.decode import UNKNOWN_ITEM, _deeper, decode_records
 
 
 def test_a_click_becomes_a_row_of_fingerprints() -> None:

@@ -10,7 +10,7 @@ import jsonschema_rs
 import pytest
 from event_records import click, decoded, ranking
 
-from engine.streaming.event_schemas import schemas, write_schemas
+from engine.streaming.events.event_schemas import schemas, write_schemas
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 
@@ -19,7 +19,7 @@ def test_the_files_that_are_checked_in_are_fresh(tmp_path: Path) -> None:
     for path in write_schemas(tmp_path):
         there = FOLDER / path.name
         assert there.read_text() == path.read_text(), (
-            f"{there} is stale: run write_schemas(Path('docs/schemas')) of engine.streaming.event_schemas"
+            f"{there} is stale: run write_schemas(Path('docs/schemas')) of engine.streaming.events.event_schemas"
         )
     assert sorted(p.name for p in FOLDER.iterdir()) == sorted(schemas())
 

@@ -21,9 +21,9 @@ from engine.components import EventLog, LogRecord
 from engine.events import Reason
 from engine.loading import load_config
 from engine.plugins import installed
-from engine.streaming.checkpointing import LearnerCheckpoints
-from engine.streaming.dead import Dead, DeadLetters
-from engine.streaming.open_log import open_log
+from engine.streaming.events.dead import Dead, DeadLetters
+from engine.streaming.events.open_log import open_log
+from engine.streaming.learning.checkpointing import LearnerCheckpoints
 
 CONFIG = """\
 name: ads

@@ -15,10 +15,10 @@ from engine.data.encoder import FeatureEncoder
 from engine.data.numeric import NumericTransforms
 from engine.errors import EventError, SchemaError
 from engine.schema import FeatureSpec, Schema
-from engine.streaming.emitted import Emitted
-from engine.streaming.example_schema import schema_id
-from engine.streaming.examples import JoinedExamples, decode_examples, encode_examples, joined_examples
-from engine.streaming.pending import PendingExamples
+from engine.streaming.join.emitted import Emitted
+from engine.streaming.join.example_schema import schema_id
+from engine.streaming.join.examples import JoinedExamples, decode_examples, encode_examples, joined_examples
+from engine.streaming.join.pending import PendingExamples
 from tests.streaming.served_world import ENCODER, NUMERIC, SCHEMA, catalogue, columns, ranking
 
 

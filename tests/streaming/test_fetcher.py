@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.components import LogReader, LogRecord
-from engine.streaming.fetch import Chunk, Fetcher
+from engine.streaming.learning.fetch import Chunk, Fetcher
 from tests.streaming.memory_log import MemoryLog
 
 MOST = 1000

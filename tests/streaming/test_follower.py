@@ -9,10 +9,10 @@ import time
 import pytest
 
 from engine.errors import BundleError, DeltaGap
-from engine.streaming.delta_codec import encode, read_header
-from engine.streaming.follower import DeltaFollower
-from engine.streaming.pointer import write_whole
-from engine.streaming.registry import ModelRegistry
+from engine.files import write_whole
+from engine.streaming.deltas.delta_codec import encode, read_header
+from engine.streaming.deltas.follower import DeltaFollower
+from engine.streaming.deltas.registry import ModelRegistry
 from tests.streaming.chain_world import A, B, C, RowScorer, World, a_delta, rows_after, wait_for
 
 
@@ -196,7 +196,7 @@ def test_a_scorer_that_refuses_what_follows_gets_the_bundle_and_the_chain_anew(w
 
 
 def test_a_delta_that_never_fits_does_not_keep_the_follower_loading(world, publisher, monkeypatch):
-    monkeypatch.setattr("engine.streaming.follower.SHORTEST_RETRY", 1000.0)
+    monkeypatch.setattr("engine.streaming.deltas.follower.SHORTEST_RETRY", 1000.0)
     scorer = RowScorer()
 
     def refuse(delta):

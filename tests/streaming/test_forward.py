@@ -22,8 +22,8 @@ from engine.config import ComponentConfig, default_name
 from engine.errors import EventError, LogUnavailable
 from engine.plugins import installed
 from engine.served import component
-from engine.streaming.forward import WAITING, ForwardingLog
-from engine.streaming.spool import Spool
+from engine.streaming.events.forward import WAITING, ForwardingLog
+from engine.streaming.events.spool import Spool
 
 
 def default_log(folder: Path) -> EventLog:
@@ -225,8 +225,8 @@ from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from test_forward import default_log, event
 from memory_log import MemoryLog
-from engine.streaming.forward import ForwardingLog
-from engine.streaming.spool import Spool
+from engine.streaming.events.forward import ForwardingLog
+from engine.streaming.events.spool import Spool
 behind = MemoryLog()
 behind.down()
 log = ForwardingLog(lambda: behind, Spool(Path({folder!r}), default_log, 1 << 30), print)

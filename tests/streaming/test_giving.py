@@ -11,9 +11,9 @@ from engine.bundle import Bundle
 from engine.config import Config
 from engine.config_learning import GuardConfig
 from engine.plugins import Plugins
-from engine.streaming.guard import Guard
-from engine.streaming.learner import Learner
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.learning.guard import Guard
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 

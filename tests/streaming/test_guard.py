@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from engine.config_learning import GuardConfig
-from engine.streaming.emitted import NEGATIVE, POSITIVE
-from engine.streaming.guard import Guard, Verdict
-from engine.streaming.progress import ProgressiveValidation, losses
+from engine.streaming.join.emitted import NEGATIVE, POSITIVE
+from engine.streaming.learning.guard import Guard, Verdict
+from engine.streaming.learning.progress import ProgressiveValidation, losses
 
 DIM, BATCH = 10, 100
 TRUE = np.random.default_rng(0).normal(0, 0.7, DIM)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.components import LogRecord
 from engine.events import Event, EventLimits, ItemData, decode_event
-from engine.streaming.item_tail import ItemTail, Place, learnt_place, may_be_item
+from engine.streaming.events.item_tail import ItemTail, Place, learnt_place, may_be_item
 from tests.streaming.chain_world import wait_for
 from tests.streaming.memory_log import MemoryLog
 

@@ -9,9 +9,9 @@ import pytest
 
 from engine.config_learning import JoinConfig
 from engine.errors import ConfigError
-from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE, Emitted
-from engine.streaming.join import Joiner, uniform
-from engine.streaming.shown import Shown
+from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE, Emitted
+from engine.streaming.join.join import Joiner, uniform
+from engine.streaming.join.shown import Shown
 from tests.streaming.join_oracle import Interactions, Rankings
 
 NAMES = ["click", "order", "view"]

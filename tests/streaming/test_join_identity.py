@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from engine.config_learning import JoinConfig
 from engine.errors import CheckpointError
-from engine.streaming.emitted import Emitted
-from engine.streaming.join import Joiner, uniform
-from engine.streaming.shown import Shown
+from engine.streaming.join.emitted import Emitted
+from engine.streaming.join.join import Joiner, uniform
+from engine.streaming.join.shown import Shown
 from tests.streaming.join_oracle import Interactions, Oracle, Rankings, Row
 
 ANY_SPEED = settings(deadline=None, max_examples=400)

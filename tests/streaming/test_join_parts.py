@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.streaming.deadlines import Deadlines
-from engine.streaming.dedupe import SeenEvents
-from engine.streaming.print_index import PrintIndex
-from engine.streaming.waiting import WaitingInteractions
+from engine.streaming.join.deadlines import Deadlines
+from engine.streaming.join.dedupe import SeenEvents
+from engine.streaming.join.print_index import PrintIndex
+from engine.streaming.join.waiting import WaitingInteractions
 
 ANY_SPEED = settings(deadline=None)
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -15,11 +15,11 @@ from engine.components import LogRecord
 from engine.config_learning import JoinConfig
 from engine.events import EventLimits
 from engine.hashing import fingerprint
-from engine.streaming.decode import decode_records
-from engine.streaming.dedupe import SeenEvents
-from engine.streaming.join import Joiner
-from engine.streaming.pending import PendingExamples
-from engine.streaming.watermark import Watermarks
+from engine.streaming.events.decode import decode_records
+from engine.streaming.join.dedupe import SeenEvents
+from engine.streaming.join.join import Joiner
+from engine.streaming.join.pending import PendingExamples
+from engine.streaming.join.watermark import Watermarks
 from tests.streaming.served_world import ENCODER, catalogue
 
 START = 1_700_000_000

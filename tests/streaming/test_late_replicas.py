@@ -13,11 +13,11 @@ import pytest
 
 from engine.config_learning import PublishConfig
 from engine.errors import BundleError
-from engine.streaming.chain import Chain
-from engine.streaming.delta import Delta, TableRows
-from engine.streaming.delta_codec import encode
-from engine.streaming.delta_files import MOST_FILES, DeltaFiles
-from engine.streaming.publisher import DeltaPublisher
+from engine.streaming.deltas.delta import Delta, TableRows
+from engine.streaming.deltas.delta_codec import encode
+from engine.streaming.deltas.delta_files import MOST_FILES, DeltaFiles
+from engine.streaming.deltas.publisher import DeltaPublisher
+from engine.streaming.learning.chain import Chain
 from tests.streaming.chain_world import A, B, World, a_delta, rows_after, wait_for
 
 ROWS, TOUCHED, DELTAS = 500, 4, 10_000
@@ -97,7 +97,7 @@ def test_what_a_full_disk_did_not_take_is_in_the_next_file(
 
     publisher.publish(a_delta(A, 1, 1))
     with monkeypatch.context() as patch:
-        patch.setattr("engine.streaming.delta_files.write_whole", full)
+        patch.setattr("engine.streaming.deltas.delta_files.write_whole", full)
         for sequence in (2, 3, 4):
             assert not publisher.publish(a_delta(A, 1, sequence)).waits
     publisher.publish(a_delta(A, 1, 5))

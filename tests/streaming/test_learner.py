@@ -14,8 +14,8 @@ from engine.config import Config
 from engine.errors import BundleError, CheckpointError, EventError, LogGap
 from engine.hashing import fingerprint
 from engine.plugins import Plugins
-from engine.streaming.audit import RECORD
-from engine.streaming.learner import Learner
+from engine.streaming.learning.audit import RECORD
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import BEGIN, Stream, click, event, ranking, visits
 from tests.streaming.memory_log import MemoryLog
 

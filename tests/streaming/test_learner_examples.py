@@ -11,7 +11,7 @@ from engine.bundle import Bundle
 from engine.config import Config
 from engine.errors import SchemaError
 from engine.plugins import Plugins
-from engine.streaming.learner import Learner
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 

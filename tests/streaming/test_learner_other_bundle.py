@@ -15,8 +15,8 @@ from engine.data.encoder import FeatureEncoder
 from engine.data.numeric import NumericTransforms, Transform
 from engine.errors import BundleError
 from engine.plugins import Plugins
-from engine.streaming.learner import Learner
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import BEGIN, event, visits
 from tests.streaming.memory_log import MemoryLog
 

@@ -14,10 +14,10 @@ import torch
 from engine.bundle import Bundle
 from engine.config import Config
 from engine.plugins import Plugins
-from engine.streaming.assembler import Assembler
-from engine.streaming.delta import Delta, standing
-from engine.streaming.learner import Learner
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.assembler import Assembler
+from engine.streaming.deltas.delta import Delta, standing
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from engine.streaming.guard import Verdict
-from engine.streaming.progress import ProgressiveValidation
-from engine.streaming.report import write_learning_report
+from engine.streaming.learning.guard import Verdict
+from engine.streaming.learning.progress import ProgressiveValidation
+from engine.streaming.learning.report import write_learning_report
 from tests.streaming.test_progress import fed, stream
 
 VERDICTS = [

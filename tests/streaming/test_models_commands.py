@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from engine.cli import build
 from engine.errors import BundleError
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.registry import ModelRegistry
 from tests.streaming.small_bundles import A, B, C, write_small
 
 

@@ -16,11 +16,11 @@ from engine.config import Config
 from engine.data.prepare import prepare
 from engine.errors import BundleError, CheckpointError, ConfigError
 from engine.plugins import Plugins
-from engine.streaming import delta_codec
-from engine.streaming.assembler import Assembler
-from engine.streaming.delta import Delta, ItemVectors
-from engine.streaming.encoder_delta import DENSE, TABLE, apart, with_part
-from engine.streaming.retrieval import OnlineRetrieval
+from engine.streaming.deltas import delta_codec
+from engine.streaming.deltas.assembler import Assembler
+from engine.streaming.deltas.delta import Delta, ItemVectors
+from engine.streaming.deltas.encoder_delta import DENSE, TABLE, apart, with_part
+from engine.streaming.learning.retrieval import OnlineRetrieval
 from engine.train_command import run_training
 
 USERS, ITEMS, KINDS, ROWS = 200, 150, 5, 9000

@@ -15,12 +15,12 @@ from engine.components import LogRecord
 from engine.config import Config
 from engine.errors import CheckpointError
 from engine.hashing import fingerprint
-from engine.streaming.checkpointing import LearnerCheckpoints
-from engine.streaming.dead import DeadLetters
-from engine.streaming.fetch import Chunk
-from engine.streaming.learner import joined
-from engine.streaming.members import Members
-from engine.streaming.parted import PartedStream
+from engine.streaming.events.dead import DeadLetters
+from engine.streaming.learning.checkpointing import LearnerCheckpoints
+from engine.streaming.learning.fetch import Chunk
+from engine.streaming.learning.learner import joined
+from engine.streaming.learning.members import Members
+from engine.streaming.learning.parted import PartedStream
 from tests.streaming.film_stream import BEGIN, click, event, ranking
 from tests.streaming.memory_log import MemoryLog
 

@@ -17,7 +17,7 @@ from engine.errors import CheckpointError
 from engine.events import RankingData
 from engine.hashing import fingerprint
 from engine.schema import Schema
-from engine.streaming.pending import PendingExamples
+from engine.streaming.join.pending import PendingExamples
 from tests.streaming.served_world import ENCODER, NUMERIC, SCHEMA, as_request, catalogue, columns, ranking
 
 ANY_SPEED = settings(deadline=None, max_examples=150)

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from engine.cli import build
 from engine.loading import load_config
 from engine.plugins import installed
-from engine.streaming.announce import announce, tell
-from engine.streaming.follower import DeltaFollower
-from engine.streaming.open_log import open_log
-from engine.streaming.pointer import Pointer, decode_pointer
-from engine.streaming.registry import ModelRegistry
+from engine.streaming.deltas.announce import announce, tell
+from engine.streaming.deltas.follower import DeltaFollower
+from engine.streaming.deltas.pointer import Pointer, decode_pointer
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.events.open_log import open_log
 from tests.streaming.chain_world import A, B, RowScorer, World, a_delta, rows_after, wait_for
 from tests.streaming.memory_log import MemoryLog
 from tests.streaming.small_bundles import write_small
@@ -74,7 +74,7 @@ def test_two_pointers_of_one_epoch_are_ordered_though_the_clock_is_put_back(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = world.registry.publish(world.bundles[A], 5, "learned")
-    monkeypatch.setattr("engine.streaming.registry.time.time", lambda: first.created - 3600.0)
+    monkeypatch.setattr("engine.streaming.deltas.registry.time.time", lambda: first.created - 3600.0)
     second = world.registry.publish(world.bundles[B], 5, "learned")
     assert second.follows(first)
     assert not first.follows(second)
@@ -104,7 +104,7 @@ def replace_registry(pointer: Pointer, name: str) -> Pointer:
 
 
 def parts_of(base: str, epoch: int) -> list[bytes]:
-    from engine.streaming.delta_codec import encode
+    from engine.streaming.deltas.delta_codec import encode
 
     return encode(replace(a_delta(base, epoch, 1)), "float32")
 

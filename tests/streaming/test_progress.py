@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 from engine.bundle import Bundle
 from engine.components import ScoreRequest
 from engine.errors import CheckpointError
-from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE
-from engine.streaming.progress import FrozenBase, ProgressiveValidation
+from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE
+from engine.streaming.learning.progress import FrozenBase, ProgressiveValidation
 
 
 def stream(n: int, seed: int = 0, tasks: int = 1, rate: float = 0.3):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from engine.errors import BundleError, DeltaGap
-from engine.streaming.assembler import Assembler
-from engine.streaming.delta_codec import encode, read_header
-from engine.streaming.delta_files import DeltaFiles
-from engine.streaming.pointer import decode_pointer
+from engine.streaming.deltas.assembler import Assembler
+from engine.streaming.deltas.delta_codec import encode, read_header
+from engine.streaming.deltas.delta_files import DeltaFiles
+from engine.streaming.deltas.pointer import decode_pointer
 from tests.streaming.chain_world import A, B, C, World, a_delta, rows_after, wait_for
 
 
@@ -279,7 +279,7 @@ def test_a_full_disk_for_files_does_not_keep_deltas_from_the_log(world, publishe
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("engine.streaming.delta_files.write_whole", full)
+    monkeypatch.setattr("engine.streaming.deltas.delta_files.write_whole", full)
     assert not publisher.publish(a_delta(A, 1, 1)).waits
     assert sequences(world) == [1]
 

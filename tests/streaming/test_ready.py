@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.streaming.emitted import Emitted
-from engine.streaming.ready import ReadyExamples
+from engine.streaming.join.emitted import Emitted
+from engine.streaming.join.ready import ReadyExamples
 
 _NONE = np.empty(0, np.int64)
 

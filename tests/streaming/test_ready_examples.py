@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.streaming.emitted import NEGATIVE, POSITIVE, Emitted
-from engine.streaming.ready import ReadyExamples
+from engine.streaming.join.emitted import NEGATIVE, POSITIVE, Emitted
+from engine.streaming.join.ready import ReadyExamples
 
 
 def emitted(slots: list[int], kind: int, freed: list[int], *, rate: float = 1.0) -> Emitted:

@@ -8,10 +8,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from engine.errors import BundleError, CheckpointError
-from engine.streaming.delta import Delta
-from engine.streaming.emitted import CORRECTION, NEGATIVE, POSITIVE
-from engine.streaming.ready import Examples
-from engine.streaming.recalibration import EVERY, LEAST, Recalibration, apart
+from engine.streaming.deltas.delta import Delta
+from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE
+from engine.streaming.join.ready import Examples
+from engine.streaming.learning.recalibration import EVERY, LEAST, Recalibration, apart
 from engine.training.calibration import Calibration
 
 BEGUN = {"click": Calibration("isotonic", np.array([-1, 1], np.float32), np.array([-2, 2], np.float32))}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import BundleError
-from engine.streaming.lease import Lease, locked
-from engine.streaming.registry import ModelRegistry, models
+from engine.streaming.deltas.lease import Lease, locked
+from engine.streaming.deltas.registry import ModelRegistry, models
 from tests.streaming.small_bundles import A, B, C, write_small
 
 
@@ -246,7 +246,7 @@ def test_two_versions_are_compared(registry):
 
 def test_two_processes_that_promote_at_once_both_come_through_one_after_the_other(registry):
     script = (
-        "import sys; from engine.streaming.registry import ModelRegistry\n"
+        "import sys; from engine.streaming.deltas.registry import ModelRegistry\n"
         "r = ModelRegistry(sys.argv[1])\n"
         "for _ in range(10): r.promote(sys.argv[2])\n"
     )
@@ -277,7 +277,7 @@ def test_a_second_publisher_is_refused_and_named_until_the_first_lets_go(tmp_pat
 
 def test_a_lease_goes_with_its_process(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from engine.streaming.lease import Lease\n"
+        "import sys, time; from pathlib import Path; from engine.streaming.deltas.lease import Lease\n"
         "lease = Lease(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen(

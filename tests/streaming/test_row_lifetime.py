@@ -15,7 +15,7 @@ from engine.config_learning import LearningConfig
 from engine.hashing import fingerprint
 from engine.model import build_model
 from engine.plugins import Plugins
-from engine.streaming.rows import RowLifetime
+from engine.streaming.learning.rows import RowLifetime
 from engine.training.online import OnlineTrainer
 
 USER = "t_user_id"

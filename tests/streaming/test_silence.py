@@ -13,7 +13,7 @@ import pytest
 from engine.bundle import Bundle
 from engine.config import Config
 from engine.plugins import Plugins
-from engine.streaming.learner import Learner
+from engine.streaming.learning.learner import Learner
 from tests.streaming.film_stream import BEGIN, click, ranking
 from tests.streaming.memory_log import MemoryLog
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from engine.streaming.watermark import Watermarks
+from engine.streaming.join.watermark import Watermarks
 
 
 def watermarks(*newest: float, lateness: float = 10, idle: float = 5) -> Watermarks:

@@ -1,0 +1,1 @@
+"""Events on their way: decoded from records, kept when dead, imported, waited with, forwarded."""

@@ -1,0 +1,474 @@
+"""The learner: events in, a model that follows them out; after a crash it goes on as if there had been none.
+
+A turn takes a chunk of one partition, joins it, and trains every whole batch that is ready. Each batch is judged before
+it trains; what is due is published between the two, so that what goes out was judged. Everything that the next turn
+depends on is in one checkpoint: weights, optimizers' state, join, examples that wait, positions.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from engine.batch import Batch
+from engine.bundle import Bundle
+from engine.components import EventLog
+from engine.config import Config
+from engine.errors import BundleError, ConfigError, LogGap, LogUnavailable
+from engine.plugins import Plugins
+from engine.streaming.deltas.publisher import DeltaPublisher
+from engine.streaming.deltas.registry import ModelRegistry
+from engine.streaming.events.dead import DeadLetters
+from engine.streaming.join.example_schema import schema_id
+from engine.streaming.join.examples import JoinedExamples, encode_examples
+from engine.streaming.join.ready import Examples
+from engine.streaming.learning.audit import Audit
+from engine.streaming.learning.beginning import CHOICES, ResetTo, begin
+from engine.streaming.learning.chain import Learnt, finite, grow
+from engine.streaming.learning.checkpointing import LearnerCheckpoints, Saved
+from engine.streaming.learning.examples_read import ExamplesRead
+from engine.streaming.learning.fetch import Chunk, Fetched, Fetcher
+from engine.streaming.learning.giving import Giving
+from engine.streaming.learning.guard import Verdict
+from engine.streaming.learning.joining import EventsJoined
+from engine.streaming.learning.judging import Judge
+from engine.streaming.learning.learner_metrics import LearnerMetrics, Stages
+from engine.streaming.learning.locks import FolderLock, PartitionLocks
+from engine.streaming.learning.monitoring import PositionsCopy
+from engine.streaming.learning.parted import PartedStream
+from engine.streaming.learning.trained_model import TrainedModel
+from engine.training.online import OnlineTrainer
+
+log = logging.getLogger("plexrank.learning")
+
+Until = Literal["end", "live"]
+Progress = Callable[[str, float], None]
+Stream = EventsJoined | ExamplesRead | PartedStream
+
+_KINDS = ("positive", "negative", "correction")
+_TICK = 0.05
+
+
+class Learner:
+    """One model, one set of partitions, one thread that learns; `stop` may be called from any other."""
+
+    def __init__(
+        self,
+        config: Config,
+        events: EventLog,
+        out: Path,
+        *,
+        plugins: Plugins,
+        bundle: Path | None = None,
+        registry: ModelRegistry | None = None,
+        partitions: Sequence[int] | None = None,
+        reset_to: ResetTo | None = None,
+        audit: Path | None = None,
+        locks: Path | None = None,
+        metrics: LearnerMetrics | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """config: how to join and learn; the model is the bundle's. events: the log of raw events; what is read is it,
+        or its sibling `examples`. out: checkpoints, report and, without a registry, the bundle at the end. registry:
+        where deltas and bundles are published, and the model comes from; `bundle` begins it where it is empty.
+        partitions: all where None. locks: folder that learners of this log share. Errors: BundleError, CheckpointError,
+        LogGap, EventError; each says what to do.
+        """
+        self.config, self.learning, self.events, self.out = config, config.learning, events, Path(out)
+        self.plugins, self.registry = plugins, registry
+        self.metrics = metrics or LearnerMetrics()
+        self.spent = Stages()
+        self.counts: Counter[str] = Counter()
+        self.learner, self._turn = uuid.uuid4().hex, -1
+        self._progress = progress or (lambda stage, share: None)
+        self._stopping = threading.Event()
+        self._newest = math.nan
+        self._giving: Giving | None = None
+        self._closing: list[Callable[[], None]] = []
+        self.group = self.learning.group
+        self.source = events if self.learning.source == "events" else self._sibling("examples")
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        try:
+            self._own(partitions, (locks or self.out / "locks") / self.learning.source)
+            self._closing.append(FolderLock(self.out).release)
+            self._begin(bundle, reset_to, audit)
+        except BaseException:
+            self.close()
+            raise
+
+    # ------------------------------------------------------------------------------------------------- start
+    def _own(self, partitions: Sequence[int] | None, locks: Path) -> None:
+        """Takes the partitions for this process."""
+        there = self.source.ends()
+        self.partitions = sorted(there) if partitions is None else sorted(set(partitions))
+        if not self.partitions or not set(self.partitions) <= set(there):
+            raise ConfigError(f"--partitions: the log has {', '.join(map(str, sorted(there)))}")
+        self._closing.append(PartitionLocks(locks, self.partitions).release)
+
+    def _streamed(self, bundle: Bundle, dead: DeadLetters) -> Stream:
+        return joined(self.config, bundle, dead, self._stopping.is_set)
+
+    def _begin(self, given: Path | None, reset_to: ResetTo | None, audit: Path | None) -> None:
+        self.checkpoints = LearnerCheckpoints(self.out / "checkpoints", self.learning.keep_checkpoints)
+        publisher = None if self.registry is None else self._publishing(self.registry)
+        found = begin(
+            self.config,
+            self.source,
+            self.partitions,
+            self.checkpoints,
+            given=given,
+            registry=self.registry,
+            publisher=publisher,
+            reset_to=reset_to,
+            group=self.group,
+        )
+        bundle, self.positions = found.bundle, found.positions
+        dead = DeadLetters(self.source)
+        self._closing.append(dead.close)
+        self.stream: Stream = self._streamed(bundle, dead)
+        self._examples = self._sibling("examples") if self.learning.write_examples else None
+        if publisher is not None:
+            self._giving = Giving(
+                publisher,
+                bundle,
+                found.epoch,
+                self.learning.publish,
+                self.plugins,
+                self.out,
+                counts=self.counts,
+                metrics=self.metrics,
+                spent=self.spent,
+            )
+        self.judge = Judge(self.learning.guard, bundle, self.plugins, self._on_stop)
+        self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
+        self._copy = PositionsCopy(self.source, bundle.name)
+        self._closing.append(self._copy.close)
+        if found.saved is not None:
+            self._restore(found.saved)
+        self._audit = None if audit is None else Audit(audit, self.counts["audited"])
+        if self._audit is not None:
+            self._closing.append(self._audit.close)
+        self.stream.assign(self.partitions, 0.0)
+        self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
+
+    def _sibling(self, name: str, **how: Any) -> EventLog:
+        beside = self.events.sibling(name, **how)
+        self._closing.append(beside.close)
+        return beside
+
+    def _publishing(self, registry: ModelRegistry) -> DeltaPublisher:
+        deltas, models = self._sibling("deltas", partitions=1), self._sibling("models", partitions=1, compact=True)
+        publisher = DeltaPublisher(deltas, models, registry, dtype=self.learning.publish.dtype)
+        self._closing.append(publisher.close)
+        return publisher
+
+    def _on_stop(self, verdict: Verdict, good: str) -> None:
+        if self._giving is not None:
+            self._giving.on_stop(verdict, good)
+
+    def _restore(self, saved: Saved) -> None:
+        state = saved.state
+        self.stream.load(saved.arrays("stream"))
+        self.model.load(saved, self.stream.catalogue)
+        self.judge.load(state["judge"], saved.arrays("judge"), self._find)
+        if self._giving is not None:
+            self._giving.load(state, saved.arrays("outbox"))
+        self._turn, self.learner = int(state["turn"]), str(state["learner"])
+        self.counts.update(state["counts"])
+        self._newest = math.nan if state["newest"] is None else float(state["newest"])
+        log.info("goes on at step %d from %s", self.trainer.steps, saved.path)
+        self._progress(f"goes on after {self.trainer.steps} steps", 1.0)
+
+    def _find(self, version: str) -> Bundle | None:
+        try:
+            return None if self.registry is None else Bundle.open(self.registry.bundle(version), verify=False)
+        except BundleError:
+            return None
+
+    @property
+    def trainer(self) -> OnlineTrainer:
+        return self.model.trainer
+
+    @property
+    def bundle(self) -> Bundle:
+        """The one that the weights began from, or grew into."""
+        return self.model.bundle if self._giving is None else self._giving.chain.bundle
+
+    # ------------------------------------------------------------------------------------------------ running
+    def run(self, until: Until = "live") -> dict[str, Any]:
+        """Learns until the ends of now, or until `stop` -> `summary`. What was learnt is in a checkpoint on return."""
+        ends = self.source.ends() if until == "end" else None
+        live = ends is None
+        whole = sum(max(0, ends[p] - self.positions[p]) for p in self.partitions) if ends is not None else 0
+        begun = sum(self.positions.values())
+        fetcher = self._fetcher(ends)
+        since = time.monotonic()  # when the oldest example that waits began to
+        try:
+            self._train_whole()
+            while not self._stopping.is_set():
+                with self.spent("waiting"):
+                    chunk = fetcher.get(self._patience(live, since))
+                if chunk is not None:
+                    self._take(chunk, live)
+                elif fetcher.done:
+                    break
+                elif live and fetcher.trouble is None:  # a log that does not answer is not silent
+                    self.stream.advance(time.monotonic())
+                if self._train_whole() or not len(self.stream.ready):
+                    since = time.monotonic()
+                if live and time.monotonic() - since >= self.learning.max_delay_seconds:
+                    while len(self.stream.ready):
+                        self._train(self.stream.ready.pop(self.learning.batch_size))
+                    since = time.monotonic()
+                self._between(fetcher)
+                if whole:
+                    done = sum(self.positions.values()) - begun
+                    self._progress(f"learning; step {self.trainer.steps}", min(1.0, done / whole))
+        except LogGap as error:
+            raise LogGap(f"{error}; {CHOICES}") from error
+        finally:
+            fetcher.close()
+        self._finish(drained=not live and not self._stopping.is_set())
+        return self.summary()
+
+    def stop(self) -> None:
+        """Ends `run` at the next turn, with a checkpoint."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Lets the next learner have the partitions and the model."""
+        while self._closing:
+            self._closing.pop()()
+
+    def _patience(self, live: bool, since: float) -> float:
+        if not live or not len(self.stream.ready):
+            return _TICK
+        return max(0.0, min(_TICK, since + self.learning.max_delay_seconds - time.monotonic()))
+
+    def _fetcher(self, ends: Mapping[int, int] | None) -> Fetcher:
+        return Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self._turn)
+
+    def _take(self, chunk: Fetched, live: bool) -> None:
+        """A drained log is read by its own order alone: no clock makes a partition idle."""
+        assert isinstance(chunk, Chunk)
+        with self.spent("joining"):
+            self.stream.take(chunk, time.monotonic() if live else 0.0)
+        self.positions[chunk.partition] = chunk.next
+        self._turn = chunk.partition
+        self._items_changed()
+        self.metrics.read(self.stream.counts, self.stream.newest, self.stream.watermark)
+
+    def _items_changed(self) -> None:
+        self.model.items_changed(self.stream.catalogue, self.stream.changed_rows)
+        self.stream.changed_rows.clear()
+
+    def _train_whole(self) -> bool:
+        """Every whole batch -> whether there was one."""
+        trained = False
+        while self.stream.ready.longest >= self.learning.batch_size and not self._stopping.is_set():
+            self._train(self.stream.ready.pop(self.learning.batch_size))
+            trained = True
+            self._checkpoint_if_due()
+        return trained
+
+    def _train(self, examples: Examples) -> None:
+        """Judges a batch, gives out what is due, then trains. No checkpoint in between: the batch would be in none."""
+        if not len(examples):
+            return
+        start = time.monotonic()
+        with self.spent("features"):
+            batch = self.stream.pending.take(examples.slot)
+        if self._examples is not None:
+            with self.spent("writing"):
+                self._write(self._examples, batch, examples)
+        with self.spent("judging"):
+            logits = self.judge.observe(self.trainer, self.model.calibration.now, batch, examples)
+        if self._giving is not None and self._giving.due(self.trainer.touched):
+            self._giving.delta(self._learnt(), self.judge)
+        with self.spent("calibration"):
+            self.model.calibration.observe(logits, examples)
+        newest = float(examples.seconds.max())
+        with self.spent("training"):
+            self._newest = float(np.fmax(self._newest, newest))
+            if self._audit is not None:
+                self._audit.write(self.trainer.steps, examples)
+            self.model.train(batch, examples, self._newest)
+        with self.spent("retrieval"):
+            self.model.train_retrieval(examples, self.stream.pending.take, self.stream.catalogue)
+        self.stream.pending.release(self.stream.ready.free())
+        kinds = np.bincount(examples.kind, minlength=len(_KINDS)).tolist()
+        self.counts.update(dict(zip(_KINDS, kinds, strict=True)))
+        self.counts["trained"] += len(examples)
+        self.metrics.trained(dict(zip(_KINDS, kinds, strict=True)), newest, time.monotonic() - start)
+
+    def _write(self, target: EventLog, batch: Batch, examples: Examples) -> None:
+        """Joined examples for other learners, durable before they count as trained; again after a crash."""
+        labels = {t: torch.from_numpy(examples.labels[:, j].copy()) for j, t in enumerate(self.trainer.tasks)}
+        whole = replace(batch, labels=labels, weight=torch.from_numpy(examples.weight))
+        joined = JoinedExamples(whole, examples.rate, examples.seconds, examples.kind, examples.request)
+        messages = [(self.learner, message) for message in encode_examples(self.model.bundle.encoder, joined)]
+        while True:
+            try:
+                target.append(messages)
+                return
+            except LogUnavailable as error:
+                log.warning("examples wait: %s", error)
+                if self._stopping.wait(0.5):
+                    raise
+
+    # ------------------------------------------------------------------------------------------- between turns
+    def _between(self, fetcher: Fetcher) -> None:
+        if self._giving is not None:
+            if self._giving.due(self.trainer.touched):
+                self._giving.delta(self._learnt(), self.judge)
+            self._begin_anew_if_left(self._giving)
+            if self._giving.bundle(self._learnt(), self.judge, self._figures(), due=True):
+                self.save()
+        self._checkpoint_if_due()
+        self.metrics.stands(len(self.stream.ready), len(self.stream.pending), fetcher.paused, fetcher.lag())
+        self.metrics.checkpoint_age.set(time.monotonic() - self._saved_at)
+
+    def _begin_anew_if_left(self, giving: Giving) -> None:
+        """From the bundle that is current now, at the positions where this learner stands."""
+        bundle = giving.anew()
+        if bundle is None:
+            return
+        if schema_id(bundle.encoder) != schema_id(self.stream.encoder):
+            raise BundleError(
+                f"{bundle.path}: it is current now, and it reads features otherwise than the bundle before: what waits "
+                f"to be joined cannot teach it; start again: {CHOICES}"
+            )
+        self.stream.turn_to(bundle)
+        steps = self.trainer.steps
+        self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
+        self.trainer.steps = steps
+        self.judge.validation.clear()
+        self.save()
+
+    def _learnt(self) -> Learnt:
+        model = self.model
+        return Learnt(
+            model.trainer, model.calibration, model.retrieval, self.stream.catalogue, self._newest, self.positions
+        )
+
+    def _figures(self) -> dict[str, Any]:
+        """What a bundle says of how it was learnt."""
+        return {
+            "learner": self.learner,
+            "stream": self.source.identity,
+            "positions": {str(p): offset for p, offset in self.positions.items()},
+            "steps": self.trainer.steps,
+            "trained": self.counts["trained"],
+            "newest": finite(self._newest),
+        }
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+    def _checkpoint_if_due(self) -> None:
+        events = self.stream.counts["events"] - self._saved_events
+        if self.learning.checkpoint_events is not None:
+            due = events >= self.learning.checkpoint_events
+        else:
+            due = time.monotonic() - self._saved_at >= self.learning.checkpoint_seconds
+        if due:
+            self.save()
+
+    def save(self) -> Path | None:
+        """Writes a checkpoint now; None where the disk does not take it: the one before stays."""
+        start = time.monotonic()
+        with self.spent("checkpoints"):
+            if self._audit is not None:
+                self._audit.sync()
+                self.counts["audited"] = self._audit.length
+            arrays = {
+                **self.model.arrays(),
+                "stream": self.stream.state(),
+                "judge": self.judge.arrays(),
+                "outbox": {} if self._giving is None else self._giving.outbox(),
+            }
+            path = self.checkpoints.save(self.model.tensors(), arrays, self._state())
+        self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
+        self.metrics.checkpoint.observe(time.monotonic() - start)
+        if path is None:
+            self.metrics.checkpoints_failed.inc()
+            return None
+        self._copy.write(self.positions)
+        if self.plugins.listens("on_checkpoint"):
+            self.plugins.notify("on_checkpoint", path=path, step=self.trainer.steps)
+        return path
+
+    def _state(self) -> dict[str, Any]:
+        alone = {"base": self.bundle.version, "epoch": 0, "sequence": 0}
+        return {
+            **(alone if self._giving is None else self._giving.state()),
+            "learner": self.learner,
+            "identity": self.source.identity,
+            "group": self.group,
+            "positions": {str(p): offset for p, offset in self.positions.items()},
+            "turn": self._turn,
+            "counts": dict(self.counts),
+            "newest": finite(self._newest),
+            "judge": self.judge.state(),
+        }
+
+    # ------------------------------------------------------------------------------------------------- the end
+    def _finish(self, *, drained: bool) -> None:
+        """Gives out and keeps what there is."""
+        if self._giving is not None:
+            self._giving.delta(self._learnt(), self.judge)
+            self._begin_anew_if_left(self._giving)
+            if drained and self.trainer.steps:
+                self._giving.bundle(self._learnt(), self.judge, self._figures())
+        elif self.trainer.steps and (target := self.out / "bundle").resolve() != self.bundle.path.resolve():
+            with self.spent("bundles"):
+                grow(target, self.bundle, self._learnt(), self.plugins, self._figures(), replace=True)
+        self.save()
+        counts = {**self.summary()["examples"], "seconds": dict(self.spent.seconds)}
+        self.judge.report(self.out / "learning.html", counts, self.bundle.name)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts that add up: events in = the other counts of `events`; examples joined = trained + waiting."""
+        events = self.stream.counts
+        return {
+            "model": self.bundle.name,
+            "version": self.bundle.version,
+            "steps": self.trainer.steps,
+            "events": {"in": events["events"], **{name: events[name] for name in self.stream.OUTCOMES}},
+            "join": self.stream.join_counts(),
+            "open": self.stream.open(),
+            "examples": {
+                "joined": events["examples"],
+                "trained": self.counts["trained"],
+                "waiting": len(self.stream.ready),
+                **{kind: self.counts[kind] for kind in _KINDS},
+            },
+            "expired": self.model.rows.expired,
+            "published": 0 if self._giving is None else self._giving.chain.published,
+            "bundles": self.counts["bundles"],
+            "held": self.counts["held"],
+            "rollbacks": self.counts["rollbacks"],
+            "checkpoints_failed": self.checkpoints.failed,
+            "positions": {str(p): offset for p, offset in sorted(self.positions.items())},
+            "newest": finite(self._newest),
+            "figures": self.judge.validation.figures(),
+            "seconds": {stage: round(its, 3) for stage, its in self.spent.seconds.items()},
+        }
+
+
+def joined(
+    config: Config, bundle: Bundle, dead: DeadLetters, stopped: Callable[[], bool]
+) -> EventsJoined | ExamplesRead:
+    """What turns the configured stream into examples."""
+    kind = EventsJoined if config.learning.source == "events" else ExamplesRead
+    return kind(config, bundle, dead, stopped=stopped)
