@@ -174,7 +174,11 @@ def _probe(port: int, seconds: float) -> tuple[list[float], list[float], int]:
         user = str(rng.integers(USERS))
         items = rng.choice(ITEMS, 50, replace=False).astype(str).tolist()
         shown = json.loads(connection.send(connection.request("/v1/rank", {"user": user, "items": items})))
-        click = {"type": "click", "user": user, "item": shown["items"][0]["id"], "ranking": shown["request_id"]}
+        known = {
+            visit["item"] for visit in _get(port, f"/v1/users/{user}")["history"]
+        }  # one that is there already changes little
+        item = next(row["id"] for row in shown["items"] if row["id"] not in known)
+        click = {"type": "click", "user": user, "item": item, "ranking": shown["request_id"]}
         begin, moment = time.perf_counter(), time.time()
         event = _event(uuid.uuid4().hex, "interaction", datetime.fromtimestamp(moment, UTC).isoformat(), click)
         _post(port, event)
@@ -203,10 +207,14 @@ def _post(port: int, event: bytes) -> None:
         answer.read()
 
 
+def _get(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE) as answer:
+        return json.load(answer)
+
+
 def _newest(port: int) -> float | None:
     """Time of the newest event that the served model was trained on."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=PATIENCE) as answer:
-        following = json.load(answer)["following"]
+    following = _get(port, "/v1/models")["following"]
     age = following and following["newest_event_age_seconds"]
     return None if age is None else time.time() - age
 
