@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,12 +14,25 @@ import typer
 
 from engine.commands.event_log import ConfigArgument, StateDir, opened
 from engine.commands.output import JsonFlag, print_json, print_table
+from engine.errors import EventError
 
 if TYPE_CHECKING:
+    from engine.components import EventLog
     from engine.events import Event, EventLimits
     from engine.streaming.events.import_events import Tally
 
 _CHUNK, _BODY_BYTES = 1000, 900_000
+
+BATCH_KEY = "batch"
+
+
+class Form(StrEnum):
+    """How events stand in records."""
+
+    STRUCTURED = "structured"
+    BINARY = "binary"
+    ARROW = "arrow"
+
 
 FilesArgument = Annotated[
     list[Path],
@@ -40,6 +54,13 @@ def import_(
     ] = None,
     source: Annotated[str | None, typer.Option(help="Of a table's events; default: the file's name.")] = None,
     type_: Annotated[str, typer.Option("--type", help="Of a table's interactions, without a column type.")] = "click",
+    form: Annotated[
+        Form,
+        typer.Option(
+            help="Of the records: structured (JSON), binary (attributes as headers), arrow (many events a record; "
+            "needs a log of one partition)."
+        ),
+    ] = Form.STRUCTURED,
     json: JsonFlag = False,
 ) -> None:
     """Append the events of files to the log; name each line that is refused, and exit 1 if there is one.
@@ -51,7 +72,9 @@ def import_(
     from engine.streaming.events.import_events import Tally, read_events
 
     tally, counts, read, total = Tally(), Counter[str](), 0, max(1, sum(file.stat().st_size for file in files))
-    with _sink(config, state_dir, server) as (limits, send), Progress() as progress:
+    if server is not None and form is not Form.STRUCTURED:
+        raise typer.BadParameter("a server takes structured events only", param_hint="--form")
+    with _sink(config, state_dir, server, form) as (limits, send), Progress() as progress:
         for file in files:
             events = read_events(file, limits, tally, source=source, type_=type_)
             for batch in _batches(events):
@@ -71,7 +94,7 @@ def import_(
 
 @contextmanager
 def _sink(
-    config: Path, state_dir: Path, server: str | None
+    config: Path, state_dir: Path, server: str | None, form: Form
 ) -> Iterator[tuple[EventLimits, Callable[[list[Event]], Counter[str]]]]:
     """The limits, and where events go: to the log, or to a server."""
     import os
@@ -87,11 +110,33 @@ def _sink(
         yield limits, lambda events: poster.send([event.value for event in events])
         return
     with opened(config, state_dir, writes=True) as log:
+        if form is Form.ARROW and len(log.ends()) != 1:
+            raise EventError(
+                "a batch stands in one partition, and the log has several, in which each user's events have their own: "
+                "import in another form, or into a log of one partition"
+            )
 
         def append(events: list[Event]) -> Counter[str]:
-            return Counter(accepted=len(log.append([(event.key, event.value) for event in events])))
+            _append(log, events, form)
+            return Counter(accepted=len(events))
 
         yield limits, append
+
+
+def _append(log: EventLog, events: list[Event], form: Form) -> None:
+    from engine.streaming.events.arrow_events import columns_of, encode_batch
+    from engine.streaming.events.binary_mode import to_binary
+
+    if form is Form.BINARY:
+        records = [to_binary(event) for event in events]
+        log.append([(key, value) for key, value, _ in records], [headers for _, _, headers in records])
+        return
+    single = [(event.key, event.value) for event in events]
+    if form is Form.ARROW:
+        batches = [value for kind, its in columns_of(events).items() for value in encode_batch(kind, its)]
+        single = [(BATCH_KEY, value) for value in batches]
+        single += [(event.key, event.value) for event in events if event.kind in ("item", "user")]
+    log.append(single)
 
 
 def _batches(events: Iterator[Event]) -> Iterator[list[Event]]:

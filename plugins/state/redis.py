@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, field_validator
 
 from engine.components import PluginOptions, StateStore, UserState
 from engine.errors import PlexrankError, PluginError
@@ -31,11 +32,21 @@ class RedisStateStore(StateStore):
     name = "redis"
 
     class Options(PluginOptions):
-        url: str = Field("redis://127.0.0.1:6379/0", description="address; rediss:// for TLS")
+        model_config = ConfigDict(hide_input_in_errors=True)
+
+        url: str = Field("redis://127.0.0.1:6379/0", description="address without a password; rediss:// for TLS")
         url_env: str | None = Field(None, description="environment variable with the address, for one with a password")
         prefix: str = Field("plexrank:", min_length=1, description="put before every key")
         timeout_ms: int = Field(50, ge=1, description="longest wait for an answer")
         seen_cap: int = Field(2000, ge=1, description="items kept a user to leave out what was seen")
+
+        @field_validator("url")
+        @classmethod
+        def _no_password(cls, url: str) -> str:
+            """Options are kept in bundles, which others may read."""
+            if urlsplit(url).password:
+                raise ValueError("has a password: put the address into an environment variable and name it in url_env")
+            return url
 
     options: Options
 

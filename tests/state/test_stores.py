@@ -243,3 +243,9 @@ def test_adding_is_the_same_in_one_call_or_in_many() -> None:
 
 def test_redis_keeps_the_contract_of_state_stores(redis_port: int) -> None:
     check_state_store(RedisStateStore, {"url": f"redis://127.0.0.1:{redis_port}/0", "prefix": "contract:"})
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValueError, match="url_env") as refused:
+        RedisStateStore.Options(url="redis://:secret@127.0.0.1/0")
+    assert "secret" not in str(refused.value)

@@ -18,10 +18,12 @@ import torch
 
 from engine import cli
 from engine.components import EventLog, LogRecord
-from engine.events import Reason
+from engine.events import EventLimits, Reason
+from engine.hashing import fingerprint
 from engine.loading import load_config
 from engine.plugins import installed
 from engine.streaming.events.dead import Dead, DeadLetters
+from engine.streaming.events.decode import decode_records
 from engine.streaming.events.open_log import open_log
 from engine.streaming.learning.checkpointing import LearnerCheckpoints
 
@@ -352,6 +354,29 @@ def test_a_table_is_imported_as_interactions(world: World) -> None:
         {"type": "view", "user": "u2", "item": "7"},
     ]
     assert {event["source"] for event in values} == {"shop"}
+
+
+@pytest.mark.parametrize("form", ["binary", "arrow"])
+def test_a_file_is_imported_in_another_form_and_reads_as_the_same_events(world: World, form: str) -> None:
+    several = len(world.log.ends()) > 1
+    world.log.close()
+    answer = world.events("import", ndjson(world.folder, *map(interaction, range(3))), "--form", form)
+    world.log = world.open()
+    if form == "arrow" and several:
+        assert answer.code == 1
+        assert "one partition" in answer.err
+        return
+    assert (answer.code, answer.out) == (0, "3 accepted\n")
+    records = [r for p in world.log.ends() for r in world.log.read({p: 0})]
+    assert len(records) == (1 if form == "arrow" else 3)
+    found = decode_records(records, EventLimits(), now=2e9, future_seconds=1e9)
+    assert found.interactions.item.tolist() == [fingerprint(str(n)) for n in range(3)]
+    assert not found.dead
+
+
+def test_another_form_is_not_for_a_server(world: World) -> None:
+    answer = world.events("import", ndjson(world.folder, interaction(1)), "--form", "arrow", "--server", "http://x:1")
+    assert answer.code == 2
 
 
 def test_importing_beside_a_server_says_how(world: World) -> None:

@@ -128,12 +128,16 @@ class ForwardingLog(EventLog):
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _step(self) -> None:
-        """Forwards some; the last ones while none is added, and then the log is written directly again."""
+        """Forwards some; the last ones while none is added, and then the log is written directly again.
+
+        Nobody waits for a log that hangs: others are held up only when it has just answered.
+        """
         behind = self._behind()
-        if not self.spool.waiting:
+        if self.spool.waiting:
+            self._send(behind, self.spool.head(_BATCH))
+        else:
             behind.health()
         if self.spool.waiting > _BATCH:
-            self._send(behind, self.spool.head(_BATCH))
             return
         with self._order:
             while records := self.spool.head(_BATCH):
