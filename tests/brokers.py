@@ -24,6 +24,8 @@ from typing import Any
 import pytest
 
 READY_SECONDS = 40.0
+FORGOTTEN_SECONDS = 3.0
+"""After it a ZooKeeper session of 1.5 seconds, looked at twice a second, has surely ended."""
 S3 = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -122,6 +124,16 @@ class OldKafka(Broker):
     def __init__(self, name: str, bootstrap: str, process: Process, jars: Path, zookeeper: str) -> None:
         super().__init__(name, bootstrap, process, api_version="0.9")
         self._jars, self._zookeeper = jars, zookeeper
+        self._killed = -FORGOTTEN_SECONDS
+
+    def kill(self) -> None:
+        super().kill()
+        self._killed = time.monotonic()
+
+    def start(self) -> None:
+        """Not before ZooKeeper has forgotten the one that was killed: two of one number are refused."""
+        time.sleep(max(0.0, self._killed + FORGOTTEN_SECONDS - time.monotonic()))
+        super().start()
 
     def make_topic(self, name: str, partitions: int) -> None:
         what = ["--create", "--topic", name, "--partitions", str(partitions), "--replication-factor", "1"]
