@@ -184,12 +184,16 @@ def _probe(port: int, seconds: float) -> tuple[list[float], list[float], int]:
         _post(port, event)
         again = json.loads(connection.send(connection.request("/v1/rank", {"user": user, "items": items})))
         taken = time.perf_counter() - begin
-        if {i["id"]: i["score"] for i in again["items"]} == {i["id"]: i["score"] for i in shown["items"]}:
-            lost += 1
-        else:
+        before, after = ({row["id"]: row["score"] for row in answer["items"]} for answer in (shown, again))
+        newest = _get(port, f"/v1/users/{user}")["history"][0]["item"]
+        if (
+            before != after or newest == item
+        ):  # an item that the model has never seen is in the history and adds nothing
             by_state.append(taken)
+        else:
+            lost += 1
         until = time.monotonic() + PATIENCE
-        while (newest := _newest(port)) is None or newest < moment:
+        while (trained := _newest(port)) is None or trained < moment:
             if time.monotonic() > until:
                 lost += 1
                 break

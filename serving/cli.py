@@ -33,6 +33,8 @@ log = logging.getLogger("plexrank.serving")
 BundlePath = Annotated[Path, typer.Argument(help="the folder of a trained bundle", exists=True, file_okay=False)]
 StateDir = Annotated[Path, typer.Option(help="where users' states and the log of events are kept")]
 _ONCE_SECONDS = 10.0
+SWITCH_SECONDS = 0.0005
+"""Longest time that a thread keeps the interpreter while another waits for it; Python's own is ten times as long."""
 
 
 def serve(
@@ -69,6 +71,8 @@ def serve(
         service.close()
         raise
     _reload_on_hangup(app.state.server)
+    # A request that gave the interpreter up inside torch gets it back soon, whatever applies a delta beside it.
+    sys.setswitchinterval(SWITCH_SECONDS)
     # What was loaded stays: the collector need not walk it again and again between requests.
     gc.collect()
     gc.freeze()

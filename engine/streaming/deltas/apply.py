@@ -21,8 +21,9 @@ from engine.errors import BundleError, DeltaGap
 from engine.model import RankingModel
 from engine.streaming.deltas.delta import Delta, TableRows, version_of
 
-CHUNK = 2000
+CHUNK = 500
 """Most rows that are written before other threads get their turn."""
+_PAUSE = 0.001
 
 TABLES = "embedding.weights."
 """What a table's name follows in the model's state_dict."""
@@ -132,10 +133,11 @@ def write_rows(model: nn.Module, parts: Mapping[str, TableRows]) -> None:
 
 
 def chunks(rows: int) -> Iterator[slice]:
-    """Slices of at most `CHUNK` rows; between two of them other threads get the interpreter."""
+    """Slices of at most `CHUNK` rows; between two of them other threads get the interpreter, for long enough that a
+    request which was waiting for it gets on."""
     for start in range(0, rows, CHUNK):
         yield slice(start, min(start + CHUNK, rows))
-        time.sleep(0)
+        time.sleep(_PAUSE)
 
 
 def with_own_dense(model: RankingModel) -> RankingModel:
