@@ -186,9 +186,7 @@ def _probe(port: int, seconds: float) -> tuple[list[float], list[float], int]:
         taken = time.perf_counter() - begin
         before, after = ({row["id"]: row["score"] for row in answer["items"]} for answer in (shown, again))
         newest = _get(port, f"/v1/users/{user}")["history"][0]["item"]
-        if (
-            before != after or newest == item
-        ):  # an item that the model has never seen is in the history and adds nothing
+        if before != after or newest == item:  # one that the model never saw adds nothing
             by_state.append(taken)
         else:
             lost += 1
