@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -42,3 +43,11 @@ def write_whole(path: Path, contents: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync(path.parent)
+
+
+def link(source: Path, goal: Path) -> None:
+    """The same file under a second name where the file system can, else a copy; for files that never change."""
+    try:
+        os.link(source, goal, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, goal)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from torch import Tensor
 from engine.bundle.open import OPTIMIZER, Bundle
 from engine.bundle.tensors import load_tensors, save_tensors
 from engine.bundle.write import assemble
+from engine.files import link
 from engine.retrieval import item_batch
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def write_grown(
             save_tensors(folder / VECTORS, {"vectors": _vectors(used, base, catalogue)})
         for name in base.manifest.files.keys() - left_out:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            _link(base.path / name, folder / name)
+            link(base.path / name, folder / name)
 
     return assemble(
         path,
@@ -108,11 +107,3 @@ def _vectors(encoder: EncoderModel, base: Bundle, catalogue: ArrowCatalogue) -> 
         for start in range(0, len(rows), _ITEMS)
     ]
     return torch.cat(parts)
-
-
-def _link(source: Path, goal: Path) -> None:
-    """The same file under a second name where the file system can, else a copy; a bundle's files never change."""
-    try:
-        os.link(source, goal, follow_symlinks=False)
-    except OSError:
-        shutil.copyfile(source, goal)

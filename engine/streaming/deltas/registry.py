@@ -8,7 +8,6 @@ ROOT/<model>/epoch          the greatest epoch that was given out
 from __future__ import annotations
 
 import math
-import os
 import re
 import shutil
 import time
@@ -21,7 +20,7 @@ from engine.bundle import Bundle, Manifest, read_manifest
 from engine.bundle import diff as differences
 from engine.config import NAME
 from engine.errors import BundleError
-from engine.files import sha256, sync, write_whole
+from engine.files import link, sha256, sync, write_whole
 from engine.streaming.deltas.lease import locked
 from engine.streaming.deltas.pointer import MOST_HISTORY, Pointer, decode_pointer
 from engine.streaming.deltas.versions import Version, describe
@@ -256,7 +255,7 @@ class ModelRegistry:
         try:
             for name in ("manifest.json", *manifest.files):
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                _link(source / name, temporary / name)
+                link(source / name, temporary / name)
             Bundle.open(temporary, verify=False)
             for path in (*temporary.rglob("*"), temporary):
                 sync(path)
@@ -341,11 +340,3 @@ def _is_model(folder: Path) -> bool:
 def _check_name(model: str) -> None:
     if not re.fullmatch(NAME, model) or model.endswith("\n"):
         raise BundleError(f"'{model[:100]}' is no model's name: lower-case letters, digits and ._-")
-
-
-def _link(source: Path, goal: Path) -> None:
-    """The same file under a second name where the file system can, else a copy; a bundle's files never change."""
-    try:
-        os.link(source, goal, follow_symlinks=False)
-    except OSError:
-        shutil.copyfile(source, goal)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,9 @@ import msgspec
 from engine.components import EventLog, LogRecord
 from engine.errors import EventError, LogUnavailable
 from engine.events import Reason
+from engine.streaming.events.binary_mode import Headers
 
-Headers = tuple[tuple[str, bytes], ...]
+log = logging.getLogger("plexrank.learning")
 
 MOST_BYTES = 600_000
 """Value and headers that are longer are not copied: base64 would pass the 1 MiB that brokers take. They are read from
@@ -28,6 +30,7 @@ their own log again."""
 _MOST_KEY = 1_024
 """Bytes of a key, beyond which it is cut, as no id is so long."""
 _CHUNK = 500
+_PAUSE = 0.5  # seconds between two attempts
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,18 @@ class DeadLetters:
         self._remembered, self._clock = remembered, clock
         self._written: OrderedDict[_Position, None] = OrderedDict()
         self._stale = True
+
+    def bury(self, letters: Sequence[Dead], stopped: Callable[[], bool]) -> None:
+        """`write`, again and again while the log does not answer; LogUnavailable where it is stopped meanwhile."""
+        while letters:
+            try:
+                self.write(letters)
+                return
+            except LogUnavailable as error:
+                log.warning("dead letters wait: %s", error)
+                if stopped():
+                    raise
+                time.sleep(_PAUSE)
 
     def write(self, letters: Sequence[Dead]) -> int:
         """Those that are not there yet, durable on return -> how many. LogUnavailable: call again with the same."""

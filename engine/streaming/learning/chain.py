@@ -213,6 +213,6 @@ def grow(
     )
 
 
-def finite(value: float) -> float | None:
+def as_json(value: float) -> float | None:
     """A number as JSON has it."""
     return value if math.isfinite(value) else None

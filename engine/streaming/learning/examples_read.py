@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +15,7 @@ from engine.bundle import Bundle
 from engine.config import Config
 from engine.data.encoder import FeatureEncoder, Values
 from engine.data.encoding import Encoded
-from engine.errors import EventError, LogUnavailable, SchemaError
+from engine.errors import EventError, SchemaError
 from engine.events import Reason
 from engine.hashing import mix
 from engine.streaming.events.dead import Dead, DeadLetters
@@ -93,15 +92,7 @@ class ExamplesRead:
 
     def _bury(self, letter: Dead) -> None:
         self.counts["dead"] += 1
-        while True:
-            try:
-                self._dead.write([letter])
-                return
-            except LogUnavailable as error:
-                log.warning("dead letters wait: %s", error)
-                if self._stopped():
-                    raise
-                time.sleep(0.5)
+        self._dead.bury([letter], self._stopped)
 
     def advance(self, clock: float) -> None:
         """No window ends here."""

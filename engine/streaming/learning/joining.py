@@ -16,7 +16,7 @@ from engine.bundle import Bundle
 from engine.catalogue import ArrowCatalogue
 from engine.components import LogRecord
 from engine.config import Config
-from engine.errors import EventError, LogUnavailable, SchemaError
+from engine.errors import EventError, SchemaError
 from engine.events import Event, EventLimits, ItemData, Reason, event_name
 from engine.hashing import canonical, fingerprints
 from engine.streaming.events.arrow_events import decode_batch, is_batch, row_of
@@ -177,15 +177,7 @@ class EventsJoined:
     def _bury(self, dead: Sequence[Dead]) -> None:
         """Durable before the positions go on; waits where the log does not answer."""
         self.counts["dead"] += len(dead)
-        while dead:
-            try:
-                self._dead.write(dead)
-                return
-            except LogUnavailable as error:
-                log.warning("dead letters wait: %s", error)
-                if self._stopped():
-                    raise
-                time.sleep(0.5)
+        self._dead.bury(dead, self._stopped)
 
     def _judge(self, events: int, dead: int) -> None:
         """The breaker: stops where most of the newest events are dead."""

@@ -35,7 +35,7 @@ from engine.streaming.join.examples import JoinedExamples, encode_examples
 from engine.streaming.join.ready import Examples
 from engine.streaming.learning.audit import Audit
 from engine.streaming.learning.beginning import CHOICES, ResetTo, begin
-from engine.streaming.learning.chain import Learnt, finite, grow
+from engine.streaming.learning.chain import Learnt, as_json, grow
 from engine.streaming.learning.checkpointing import LearnerCheckpoints, Saved
 from engine.streaming.learning.examples_read import ExamplesRead
 from engine.streaming.learning.fetch import Chunk, Fetched, Fetcher
@@ -371,7 +371,7 @@ class Learner:
             "positions": {str(p): offset for p, offset in self.positions.items()},
             "steps": self.trainer.steps,
             "trained": self.counts["trained"],
-            "newest": finite(self._newest),
+            "newest": as_json(self._newest),
         }
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -418,7 +418,7 @@ class Learner:
             "positions": {str(p): offset for p, offset in self.positions.items()},
             "turn": self._turn,
             "counts": dict(self.counts),
-            "newest": finite(self._newest),
+            "newest": as_json(self._newest),
             "judge": self.judge.state(),
         }
 
@@ -460,7 +460,7 @@ class Learner:
             "rollbacks": self.counts["rollbacks"],
             "checkpoints_failed": self.checkpoints.failed,
             "positions": {str(p): offset for p, offset in sorted(self.positions.items())},
-            "newest": finite(self._newest),
+            "newest": as_json(self._newest),
             "figures": self.judge.validation.figures(),
             "seconds": {stage: round(its, 3) for stage, its in self.spent.seconds.items()},
         }
