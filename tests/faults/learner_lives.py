@@ -13,8 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import engine.cli
-import engine.streaming.learning.learner
+from tests.faults.forked import become
 
 
 def main() -> None:
@@ -39,17 +38,7 @@ def _live(arguments: list[str]) -> int:
     child = os.fork()
     if child:
         return child
-    sys.argv = ["plexrank", *arguments]
-    code = 1
-    try:
-        engine.cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    become(arguments)
 
 
 def _killed(child: int, audit: Path, growth: int, chance: random.Random) -> bool:

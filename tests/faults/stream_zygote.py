@@ -18,9 +18,8 @@ import sys
 import time
 from typing import Any
 
-import engine.cli
-import engine.streaming.learning.learner
 import serving.cli  # noqa: F401
+from tests.faults.forked import become
 
 
 def main() -> None:
@@ -52,17 +51,7 @@ def _live(asked: dict[str, Any]) -> int:
     _redirect(asked["errors"], 2, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     if asked["clock"]:
         _bend_clock(asked["clock"])
-    sys.argv = ["plexrank", *asked["start"]]
-    code = 1
-    try:
-        engine.cli.main()
-        code = 0
-    except SystemExit as end:
-        code = int(end.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    become(asked["start"])
 
 
 def _redirect(path: str, number: int, how: int) -> None:
