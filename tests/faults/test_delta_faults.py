@@ -272,7 +272,7 @@ def test_a_full_disk_leaves_the_old_pointer_and_deltas_go_on(world, publisher, m
     def no_links(*arguments, **options):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("engine.streaming.deltas.registry.os.link", no_links)
+    monkeypatch.setattr("engine.files.os.link", no_links)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
