@@ -95,34 +95,70 @@ class ItemSide:
             return None
         with torch.inference_mode():
             read = torch.from_numpy(np.array(rows, dtype=np.int64))
-            vectors = self._vectors.index_select(0, read)
+            before = self._vectors.index_select(0, read[n:])
             ids, numbers = self.encoder.parted(self.encoder.encode_user(request))
-            pooled = {f.name: row.expand(n, -1) for f, row in zip(self._request, self._of_request(ids), strict=True)}
-            pooled.update({f.name: vectors[:n, self._place[f.name]] for f in self._items})
-            dense_user = self.encoder.dense(numbers, of_items=False, rows=1)
-            dense = torch.cat([dense_user.expand(n, -1), self._dense.index_select(0, read[:n])], dim=1)
-            return self.model.rank(
-                pooled, dense, self._attended(pooled, vectors[n:]), torch.zeros(n, dtype=torch.int64)
+            history = {s.name: before[:, self._place[s.name]] for s in self.model.sequences}
+            return self.rank(
+                read[:n], ids, numbers, history, torch.tensor([len(before)]), torch.zeros(n, dtype=torch.int64)
             )
 
-    def _of_request(self, ids: Mapping[str, Values]) -> list[Tensor]:
-        """Vectors [1, width] of the request's features. Those of recent values are kept: hours, users who stay."""
-        return self._recent.of(
+    def rank(
+        self,
+        rows: Tensor,
+        ids: Mapping[str, Values],
+        numbers: Mapping[str, np.ndarray],
+        history: Mapping[str, Tensor],
+        lengths: Tensor,
+        user_of_target: Tensor,
+    ) -> dict[str, Tensor]:
+        """task -> logits float32 [N] of U requests at once; called in inference mode.
+
+        rows int64 [N]: catalogue rows of the candidates, those of one request together; user_of_target int64 [N]: of
+        which request. ids, numbers: the requests' features, U rows (`FeatureEncoder.parted`). history: sequence ->
+        vectors [T, width] as `of_history` gives them, lengths int64 [U].
+        """
+        users, n = len(lengths), len(rows)
+        vectors = self._vectors.index_select(0, rows)
+        asked = self._of_request(ids) if users == 1 else _embedded(self.model, ids, self._request)
+        dense_user = self.encoder.dense(numbers, of_items=False, rows=users)
+        if users == 1:
+            pooled = {name: row.expand(n, -1) for name, row in asked.items()}
+            dense_user = dense_user.expand(n, -1)
+        else:
+            pooled = {name: several.index_select(0, user_of_target) for name, several in asked.items()}
+            dense_user = dense_user.index_select(0, user_of_target)
+        pooled.update({f.name: vectors[:, self._place[f.name]] for f in self._items})
+        dense = torch.cat([dense_user, self._dense.index_select(0, rows)], dim=1)
+        return self.model.rank(pooled, dense, self._attended(pooled, history, lengths), user_of_target)
+
+    def of_history(self, sequence: FeatureSpec, prints: np.ndarray) -> Tensor:
+        """Vectors [T, width] of a sequence's values, fingerprints int64 [T]: those that are here where all are items
+        of the catalogue, else made."""
+        if self.encoder.names_item(self.encoder.schema[sequence.of]):
+            rows = self.catalogue.rows_of(prints)
+            if (rows >= 0).all():
+                return self._vectors.index_select(0, torch.from_numpy(rows))[:, self._place[sequence.name]]
+        return _embedded(self.model, {sequence.name: (prints, None)}, [sequence])[sequence.name]
+
+    def _of_request(self, ids: Mapping[str, Values]) -> dict[str, Tensor]:
+        """Vectors [1, width] of one request's features. Those of recent values are kept: hours, users who stay."""
+        found = self._recent.of(
             {f.name: ids[f.name][0] for f in self._request},
             lambda names: _embedded(self.model, ids, [f for f in self._request if f.name in names]),
         )
+        return {f.name: vector for f, vector in zip(self._request, found, strict=True)}
 
-    def _attended(self, pooled: dict[str, Tensor], past: Tensor) -> tuple[Tensor, JaggedTensor] | None:
-        """The targets' vectors and the history's, as the interest model reads them."""
+    def _attended(
+        self, pooled: dict[str, Tensor], history: Mapping[str, Tensor], lengths: Tensor
+    ) -> tuple[Tensor, JaggedTensor] | None:
+        """The targets' vectors and the histories', as the interest model reads them."""
         sequences = self.model.sequences
         if not sequences:
             return None
-        targets = [pooled[s.of] for s in sequences]
-        values = [past[:, self._place[s.name]] for s in sequences]
+        targets, past = [pooled[s.of] for s in sequences], [history[s.name] for s in sequences]
         one = len(sequences) == 1
-        history = values[0] if one else torch.cat(values, dim=1)
-        lengths = torch.tensor([len(history)])
-        return targets[0] if one else torch.cat(targets, dim=1), JaggedTensor(values=history, lengths=lengths)
+        values = past[0] if one else torch.cat(past, dim=1)
+        return targets[0] if one else torch.cat(targets, dim=1), JaggedTensor(values=values, lengths=lengths)
 
     # ----------------------------------------------------------------------------------------------- changes
     def with_model(self, model: RankingModel) -> Self:
