@@ -200,6 +200,20 @@ class Pipeline:
         trace.rules = [rules.get(int(p), []) for p in order]
         return self._answer(run, scored, [items[p] for p in order], scores[order], _taken(tasks, order), trace)
 
+    def inferring(self, inputs: Mapping[str, np.ndarray], deadline: Deadline) -> Steps[Mapping[str, np.ndarray]]:
+        """The scorer's tensors for one request's; no part of it is made up for. RequestError (504) if it is late."""
+        until = deadline.at(RANK_SHARE)
+
+        def infer() -> Mapping[str, np.ndarray]:
+            with self._turns.of(len(inputs.get("candidates", ())), until):
+                return self.scorer.infer(inputs, deadline.end)
+
+        try:
+            outputs: Mapping[str, np.ndarray] = yield Stage("rank", until, infer)
+        except Late:
+            raise RequestError("the scorer did not answer in time", status=504) from None
+        return outputs
+
     def _answer(
         self,
         run: _Run,

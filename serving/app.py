@@ -20,6 +20,7 @@ from serving.console import ServerConsole
 from serving.edge import Edge
 from serving.metrics import Metrics
 from serving.openapi import publish
+from serving.probe import Probe
 from serving.routes import events, explain, health, models, rank, users
 from serving.server import Server
 from serving.service import Service
@@ -70,8 +71,11 @@ def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:
     app.state.server = server
     app.state.service = service
     errors.install(app)
-    for routes in (rank, events, explain, users, models, health):
+    for routes in (rank, events, explain, users, models):
         app.include_router(routes.router(server))
+    probe = Probe(service)
+    for probed in (health,):
+        app.include_router(probed.router(server, probe))
     play = playground.Playground(ServerConsole(server), variable)
     service.forgetful.append(play.forget)
     app.include_router(playground.router(play))

@@ -32,6 +32,7 @@ PROBLEMS = {
     431: ("head-too-large", "The request's head is too large"),
     500: ("internal", "The server failed"),
     503: ("unavailable", "The server cannot answer now"),
+    504: ("late", "The answer did not come in time"),
 }
 """status -> (name of the problem's type, title). The types are explained at /docs."""
 

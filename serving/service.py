@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import msgspec
+import numpy as np
 
 from engine.bundle import Bundle, Manifest, read_manifest
 from engine.components import EventLog, Scorer, StateStore, UserState
 from engine.config import ServingConfig
-from engine.deadline import Workers
+from engine.deadline import Deadline, Workers
 from engine.errors import BundleError, PlexrankError, RequestError
 from engine.events import EventLimits, check_id
 from engine.explanations import Explanations
@@ -186,6 +187,14 @@ class Service:
         steps = self.pipeline.recommendation(query, count, exclude)
         items = min(self.pipeline.items, sum(k for _, k, _ in self.pipeline.served.sources))
         return self.pipeline.admit(steps, items, query.deadline, lambda answer: finish(self._answered(answer)))
+
+    def begin_infer(
+        self, inputs: Mapping[str, np.ndarray], deadline: Deadline, finish: Callable[[Mapping[str, np.ndarray]], T]
+    ) -> Future[T]:
+        """As `begin_rank`, for one request's tensors (`engine.inference.signature`) and its scores alone."""
+        return self.pipeline.admit(
+            self.pipeline.inferring(inputs, deadline), len(inputs.get("candidates", ())), deadline, finish
+        )
 
     def _answered(self, answer: Answer) -> Answer:
         answer.degraded += self.degraded()

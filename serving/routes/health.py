@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from engine.deadline import Workers
 from serving.codec import ModelOut
 from serving.errors import problem
 from serving.metrics import MEDIA_TYPE
 from serving.openapi import fails, gives
+from serving.probe import Probe
 from serving.server import Server, answer
 from serving.views import AliveOut, ReadyOut
 
 log = logging.getLogger("plexrank.serving")
-READY_SECONDS = 2.0
 
 
-class Probe:
-    """One real scoring at a time, shared by all who ask meanwhile."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._workers = Workers("health", 1)
-        self._running: asyncio.Future[float] | None = None
-
-    def _score(self) -> float:
-        begin = time.perf_counter()
-        self._server.service.scorer.health()
-        return time.perf_counter() - begin
-
-    async def seconds(self) -> float:
-        """How long a scoring takes now; raises what it raises, TimeoutError after two seconds."""
-        if self._running is None or self._running.done():
-            self._running = asyncio.wrap_future(self._workers.begin(self._score))
-        return await asyncio.wait_for(asyncio.shield(self._running), READY_SECONDS)
-
-
-def router(server: Server) -> APIRouter:
+def router(server: Server, probe: Probe) -> APIRouter:
     routes = APIRouter(tags=["health"])
-    probe = Probe(server)
 
     @routes.get("/health/live", summary="The process answers", responses=gives(AliveOut, "It does"))
     async def live() -> Response:
