@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -32,6 +33,33 @@ _BYTES_AN_ID = 160
 """Of an id's text and its place in a dictionary, about."""
 
 
+@dataclass(frozen=True)
+class HeldItems:
+    """The memory of an `ItemSide`, by catalogue row; it may be mapped from a file that another process writes.
+
+    vectors float32 [items, sum of the widths]: the columns of features and sequences behind one another.
+    dense float32 [items, m]. widths: feature or sequence -> its columns, in order.
+    shared: sequence -> the item feature whose columns it reads.
+    """
+
+    vectors: Tensor
+    dense: Tensor
+    widths: Mapping[str, int]
+    shared: Mapping[str, str]
+
+    @classmethod
+    def made(cls, model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue) -> Self:
+        """Of all of the catalogue, in memory of its own."""
+        with torch.inference_mode():
+            parts = [_made(model, encoder, catalogue, rows) for rows in _in_chunks(np.arange(len(catalogue)))]
+            columns = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in parts[0][0]}
+            dense = torch.cat([dense for _, dense in parts])
+            del parts
+            shared = {s.name: s.of for s in model.sequences if _same(model, s, columns)}
+            widths = {name: column.shape[1] for name, column in columns.items() if name not in shared}
+            return cls(torch.cat([columns[name] for name in widths], dim=1), dense, widths, shared)
+
+
 class ItemSide:
     """Vectors of items by catalogue row: the pooled fields, the dense features, what a history reads of them.
 
@@ -40,9 +68,17 @@ class ItemSide:
     """
 
     def __init__(
-        self, model: RankingModel, encoder: FeatureEncoder, catalogue: ArrowCatalogue, most_bytes: int | None = None
+        self,
+        model: RankingModel,
+        encoder: FeatureEncoder,
+        catalogue: ArrowCatalogue,
+        most_bytes: int | None = None,
+        held: HeldItems | None = None,
     ) -> None:
-        """Computes all of the catalogue. model: frozen, with its weights; its sequences are all of one length."""
+        """model: frozen, with its weights; its sequences are all of one length.
+
+        held: what the model makes of the catalogue, where it is there already; all of it is computed where it is not.
+        """
         self.model, self.encoder, self.catalogue, self.most_bytes = model, encoder, catalogue, most_bytes
         self._items = [f for f in model.fields if not f.from_request]
         self._request = [f for f in model.fields if f.from_request]
@@ -50,17 +86,12 @@ class ItemSide:
         self._readers: dict[str, ItemReaders] | None = None
         self._rows = dict(zip(catalogue.ids(np.arange(len(catalogue))), range(len(catalogue)), strict=True))
         self._longest = max((s.max_length for s in model.sequences), default=0)
-        with torch.inference_mode():
-            parts = [_made(model, encoder, catalogue, rows) for rows in _in_chunks(np.arange(len(catalogue)))]
-            columns = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in parts[0][0]}
-            self._dense = torch.cat([dense for _, dense in parts])
-            del parts
-            shared = {s.name: s.of for s in model.sequences if _same(model, s, columns)}
-            self._names = [name for name in columns if name not in shared]
-            self._vectors = torch.cat([columns[name] for name in self._names], dim=1)
-        ends = np.cumsum([columns[name].shape[1] for name in self._names]).tolist()
-        self._place = {n: slice(end - columns[n].shape[1], end) for n, end in zip(self._names, ends, strict=True)}
-        self._place.update({name: self._place[of] for name, of in shared.items()})
+        held = HeldItems.made(model, encoder, catalogue) if held is None else held
+        self._vectors, self._dense, self._names = held.vectors, held.dense, list(held.widths)
+        self._widths, self._shared = held.widths, held.shared
+        ends = np.cumsum(list(held.widths.values())).tolist()
+        self._place = {n: slice(end - held.widths[n], end) for n, end in zip(self._names, ends, strict=True)}
+        self._place.update({name: self._place[of] for name, of in held.shared.items()})
 
     @classmethod
     def make(
@@ -79,6 +110,11 @@ class ItemSide:
     def nbytes(self) -> int:
         """What is held."""
         return self._vectors.nbytes + self._dense.nbytes
+
+    @property
+    def held(self) -> HeldItems:
+        """The memory that it reads."""
+        return HeldItems(self._vectors, self._dense, self._widths, self._shared)
 
     # ---------------------------------------------------------------------------------------------- requests
     def logits(self, request: ScoreRequest) -> dict[str, Tensor] | None:
@@ -167,6 +203,12 @@ class ItemSide:
             return type(self)(model, self.encoder, self.catalogue, self.most_bytes)
         side = copy.copy(self)
         side.model = model
+        return side
+
+    def read_again(self, model: RankingModel) -> Self:
+        """After another process renewed the vectors, which are mapped: over its model, no vector of a request kept."""
+        side = copy.copy(self)
+        side.model, side._recent = model, RecentVectors()
         return side
 
     def renewed(self, changed: Mapping[str, TableRows]) -> Self:
