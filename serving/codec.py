@@ -80,6 +80,18 @@ class RollbackIn(Struct, forbid_unknown_fields=True):
     reason: _Reason = "rolled back"
 
 
+class PinIn(Struct, forbid_unknown_fields=True):
+    """Serve exactly the current bundle."""
+
+    reason: _Reason = "pinned"
+
+
+class UnpinIn(Struct, forbid_unknown_fields=True):
+    """Let learners publish again."""
+
+    reason: _Reason = "unpinned"
+
+
 class ModelOut(Struct):
     name: str
     version: str

@@ -134,8 +134,19 @@ class Following:
         """To the version before, or to one by name. RequestError: 409 where there is none to go to."""
         if to is not None and all(known.version != to for known in self.registry.versions()):
             raise RequestError(f"the registry has no version '{to}'", status=404, pointer="/to")
+        return self._told(self._of_current(lambda: self.registry.rollback(to, reason=reason)))
+
+    def pin(self, reason: str) -> Pointer:
+        """RequestError: 409 where nothing is current."""
+        return self._told(self._of_current(lambda: self.registry.pin(reason=reason)))
+
+    def unpin(self, reason: str) -> Pointer:
+        """As `pin`."""
+        return self._told(self._of_current(lambda: self.registry.unpin(reason=reason)))
+
+    def _of_current(self, change: Callable[[], Pointer]) -> Pointer:
         try:
-            return self._told(self.registry.rollback(to, reason=reason))
+            return change()
         except BundleError as error:
             raise RequestError(str(error), status=409) from None
 

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from engine.events import Envelope, InteractionData, ItemData, RankingData, UserData
 from engine.intake import Receipt
 from serving import views
-from serving.codec import LoadIn, PromoteIn, RankIn, RankOut, RecommendIn, RollbackIn
+from serving.codec import LoadIn, PinIn, PromoteIn, RankIn, RankOut, RecommendIn, RollbackIn, UnpinIn
 from serving.errors import MEDIA_TYPE, PROBLEMS, Problem
 
 STRUCTS: list[type[Any]] = [
@@ -20,6 +20,8 @@ STRUCTS: list[type[Any]] = [
     LoadIn,
     PromoteIn,
     RollbackIn,
+    PinIn,
+    UnpinIn,
     RankOut,
     Receipt,
     Problem,

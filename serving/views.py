@@ -140,11 +140,15 @@ class ModelsOut(Struct):
 
 
 class PointerOut(Struct):
-    """The version that is current from now on: it serves within a second, as soon as it is loaded and warmed."""
+    """The version that is current from now on: it serves within a second, as soon as it is loaded and warmed.
+
+    pinned: without deltas, until it is unpinned.
+    """
 
     version: str
     epoch: int
     reason: str
+    pinned: bool
     previous: str | None
 
 

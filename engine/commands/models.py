@@ -1,4 +1,4 @@
-"""`plexrank models list|promote|rollback|diff`."""
+"""`plexrank models list|promote|rollback|pin|unpin|diff`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from engine.streaming.deltas.pointer import Pointer
     from engine.streaming.deltas.registry import ModelRegistry
 
-app = typer.Typer(no_args_is_help=True, help="Versions of a model: list, promote, roll back, compare.")
+app = typer.Typer(no_args_is_help=True, help="Versions of a model: list, promote, roll back, pin, compare.")
 
 RootOption = Annotated[Path, typer.Option("--models", metavar="ROOT", help="Folder of the registry.")]
 ModelOption = Annotated[str | None, typer.Option("--model", help="Where the registry holds several: which.")]
-PinOption = Annotated[bool, typer.Option("--pin", help="Serve exactly this until the next promotion: no deltas.")]
+PinOption = Annotated[
+    bool, typer.Option("--pin", help="Serve exactly this until `unpin` or the next promotion: no deltas.")
+]
 ReasonOption = Annotated[str | None, typer.Option("--reason", help="Kept with the pointer.")]
 
 ConfigOption = Annotated[
@@ -82,6 +84,32 @@ def rollback(
     """Go back to the version that was served before; deltas of the chain that is left are not applied any more."""
     pointer = _registry(models, model).rollback(to, reason=reason or "rolled back by hand", pin=pin)
     _say(pointer, json, config, state_dir)
+
+
+@app.command()
+def pin(
+    models: RootOption,
+    model: ModelOption = None,
+    reason: ReasonOption = None,
+    config: ConfigOption = None,
+    state_dir: StateDir = Path("state"),
+    json: JsonFlag = False,
+) -> None:
+    """Serve exactly the current bundle, without what was learned since; learners go on from it and publish nothing."""
+    _say(_registry(models, model).pin(reason=reason or "pinned by hand"), json, config, state_dir)
+
+
+@app.command()
+def unpin(
+    models: RootOption,
+    model: ModelOption = None,
+    reason: ReasonOption = None,
+    config: ConfigOption = None,
+    state_dir: StateDir = Path("state"),
+    json: JsonFlag = False,
+) -> None:
+    """Let learners publish again: what they learned since the pin is served at once."""
+    _say(_registry(models, model).unpin(reason=reason or "unpinned by hand"), json, config, state_dir)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""GET /v1/models, POST /v1/models:load, :promote and :rollback, GET /v1/plugins."""
+"""GET /v1/models, POST /v1/models:load, :promote, :rollback, :pin and :unpin, GET /v1/plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from engine.errors import RequestError
 from engine.streaming.deltas.pointer import Pointer
-from serving.codec import LoadIn, ModelOut, PromoteIn, RollbackIn
+from serving.codec import LoadIn, ModelOut, PinIn, PromoteIn, RollbackIn, UnpinIn
 from serving.following import Following
 from serving.openapi import gives, takes
 from serving.server import Server, answer
@@ -61,7 +61,8 @@ def router(server: Server) -> APIRouter:
             raise RequestError("this server has no registry: start it with --models", status=409)
         before = following.registry.current()
         pointer = change(following)
-        return PointerOut(pointer.version, pointer.epoch, pointer.reason, None if before is None else before.version)
+        previous = None if before is None else before.version
+        return PointerOut(pointer.version, pointer.epoch, pointer.reason, pointer.pinned, previous)
 
     def table() -> PluginsOut:
         used = service.used()
@@ -118,6 +119,29 @@ def router(server: Server) -> APIRouter:
     async def rollback(request: Request) -> Response:
         asked = await server.body(request, RollbackIn)
         return answer(await server.chores.run(point, lambda following: following.rollback(asked.to, asked.reason)))
+
+    @routes.post(
+        "/models:pin",
+        summary="Serve exactly the current bundle",
+        description="Without what was learned since: every server that follows the registry goes back to the bundle, "
+        "and learners, which go on from it, publish nothing until it is unpinned. 409 without a registry.",
+        openapi_extra=takes(PinIn, {"reason": "an audit until Friday"}),
+        responses=gives(PointerOut, "It is pinned", 409, 413, 415, 422),
+    )
+    async def pin(request: Request) -> Response:
+        asked = await server.body(request, PinIn)
+        return answer(await server.chores.run(point, lambda following: following.pin(asked.reason)))
+
+    @routes.post(
+        "/models:unpin",
+        summary="Let learners publish again",
+        description="What they learned since it was pinned is served at once. 409 without a registry.",
+        openapi_extra=takes(UnpinIn, {"reason": "the audit is over"}),
+        responses=gives(PointerOut, "It is not pinned", 409, 413, 415, 422),
+    )
+    async def unpin(request: Request) -> Response:
+        asked = await server.body(request, UnpinIn)
+        return answer(await server.chores.run(point, lambda following: following.unpin(asked.reason)))
 
     @routes.get("/plugins", summary="Installed plugins", responses=gives(PluginsOut, "One row a plugin"))
     async def plugins() -> Response:

@@ -191,7 +191,13 @@ def test_a_new_version_takes_over_and_a_rollback_brings_the_old_one_back(world: 
     assert world.client.get("/v1/models").json()["available"] == sorted([base, new.version])
     back = world.client.post("/v1/models:rollback", json={"reason": "worse on Tuesday"})
     assert back.status_code == 200, back.text
-    assert back.json() == {"version": base, "epoch": 3, "reason": "worse on Tuesday", "previous": new.version}
+    assert back.json() == {
+        "version": base,
+        "epoch": 3,
+        "reason": "worse on Tuesday",
+        "pinned": False,
+        "previous": new.version,
+    }
     world.serves(base)
     forward = world.client.post(f"/v1/models/{new.version}:promote", json={})
     assert forward.json()["epoch"] == 4
@@ -219,10 +225,28 @@ def test_promoting_what_serves_drops_what_was_learned_behind_it(world: World) ->
     world.serves(f"{base}+1.1")
     promoted = world.client.post(f"/v1/models/{base}:promote", json={"reason": "begin anew"})
     assert promoted.status_code == 200, promoted.text
-    assert promoted.json() == {"version": base, "epoch": 2, "reason": "begin anew", "previous": base}
+    assert (promoted.json()["version"], promoted.json()["previous"]) == (base, base)
+    assert (promoted.json()["epoch"], promoted.json()["reason"]) == (2, "begin anew")
     world.serves(base)
     assert world.scores() == pytest.approx(before, abs=1e-6)
     assert world.client.get("/v1/models").json()["following"]["epoch"] == 2
+
+
+def test_a_pinned_bundle_serves_as_it_is_until_it_is_unpinned(world: World) -> None:
+    base, before = world.bundle.version, world.scores()
+    world.publisher.publish(world.delta(1))
+    world.serves(f"{base}+1.1")
+    pinned = world.client.post("/v1/models:pin", json={"reason": "an audit"})
+    assert pinned.status_code == 200, pinned.text
+    assert pinned.json() == {"version": base, "epoch": 2, "reason": "an audit", "pinned": True, "previous": base}
+    world.serves(base)
+    assert world.scores() == pytest.approx(before, abs=1e-6)
+    assert world.publisher.publish(world.delta(1, epoch=2)).waits
+    assert world.client.get("/v1/models").json()["following"]["pinned"]
+    free = world.client.post("/v1/models:unpin", json={}).json()
+    assert (free["epoch"], free["pinned"], free["reason"]) == (2, False, "unpinned")
+    assert world.publisher.flush()
+    world.serves(f"{base}+2.1")
 
 
 def test_a_rollback_by_hand_is_told_to_the_log_for_servers_elsewhere(world: World) -> None:
@@ -235,7 +259,7 @@ def test_a_rollback_by_hand_is_told_to_the_log_for_servers_elsewhere(world: Worl
 def test_a_server_without_registry_says_so(server: Any) -> None:
     about = server.client.get("/v1/models").json()
     assert about["following"] is None
-    for path in ("/v1/models/000000000000:promote", "/v1/models:rollback"):
+    for path in ("/v1/models/000000000000:promote", "/v1/models:rollback", "/v1/models:pin", "/v1/models:unpin"):
         answer = server.client.post(path, json={})
         assert answer.status_code == 409
         assert "--models" in answer.json()["detail"]

@@ -27,6 +27,8 @@ PATHS = [
     "POST /v1/models:load",
     "POST /v1/models/{version}:promote",
     "POST /v1/models:rollback",
+    "POST /v1/models:pin",
+    "POST /v1/models:unpin",
     "GET /v1/plugins",
     "GET /health/live",
     "GET /health/ready",

@@ -89,6 +89,25 @@ def test_a_learner_that_is_held_back_judges_at_its_interval_alone(
     assert summary["held"] <= 3
 
 
+def test_a_pinned_version_stays_though_the_guard_would_go_back(
+    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    log = MemoryLog()
+    visits(400).write(log)
+    wild = {**WILD, "guard": {**WILD["guard"], "rollback": True}}
+    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish={"interval_seconds": 0.001}, **wild)
+    pinned = ModelRegistry(tmp_path / "models", learning.bundle.name).pin(reason="an audit")
+    summary = learning.run("end")
+    learning.close()
+    assert summary["rollbacks"] >= 1
+    now = ModelRegistry(tmp_path / "models", learning.bundle.name).current()
+    assert now is not None
+    assert (now.version, now.pinned) == (pinned.version, True)
+    assert now.epoch > pinned.epoch, "it began anew from the pinned bundle"
+    assert now.reason.startswith("guard: ")
+    assert summary["bundles"] == 0
+
+
 def test_a_learner_that_is_held_back_goes_on_from_what_somebody_promotes(
     whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:

@@ -64,6 +64,17 @@ def test_promote_takes_a_version_or_the_folder_of_a_bundle(run, registry, tmp_pa
     assert run("rollback", "--to", B).startswith(f"films {B} ")
 
 
+def test_pin_holds_the_current_version_until_unpin(run, registry, tmp_path):
+    assert run("pin", "--reason", "an audit") == f"films {B} is served from epoch 3 on, pinned\n"
+    assert (registry.current().pinned, registry.current().reason) == (True, "an audit")
+    with pytest.raises(BundleError, match="pinned"):
+        registry.publish(write_small(tmp_path / "trained", C), 3, "learned")
+    free = json.loads(run("unpin", "--json"))
+    assert (free["version"], free["epoch"], free["pinned"]) == (B, 3, False)
+    assert free["reason"] == "unpinned by hand"
+    assert registry.publish(tmp_path / "trained", 3, "learned").version == C
+
+
 def test_a_first_bundle_makes_the_registry(tmp_path):
     new = write_small(tmp_path / "trained", C)
     words = ["models", "promote", str(new), "--models", str(tmp_path / "new")]

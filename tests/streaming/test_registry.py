@@ -112,6 +112,21 @@ def test_nothing_is_published_over_a_pinned_version(registry, tmp_path):
     assert registry.publish(tmp_path / "d", 9, "learner").version == "d" * 12
 
 
+def test_what_is_pinned_already_stays_as_it_is_and_so_does_what_is_not(registry):
+    before = registry.current()
+    assert registry.unpin() == before
+    pinned = registry.pin(reason="an audit")
+    assert registry.pin(reason="again") == registry.current() == pinned
+
+
+def test_a_guard_begins_anew_from_what_is_pinned_wherever_it_wants_to_go(registry):
+    pinned = registry.pin()
+    held = registry.rollback(A, reason="guard: worse", keep_pinned=True)
+    assert (held.version, held.pinned, held.epoch, held.history) == (C, True, pinned.epoch + 1, [A, B])
+    registry.unpin()
+    assert registry.rollback(A, keep_pinned=True).version == A
+
+
 def test_pruning_keeps_the_newest_the_current_and_the_one_to_go_back_to(registry, tmp_path):
     for n, letter in enumerate("def"):
         path = write_small(tmp_path / letter, letter * 12, created=f"2025-02-0{n + 1}")

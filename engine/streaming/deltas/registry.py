@@ -150,14 +150,18 @@ class ModelRegistry:
         with self._locked():
             return self._point(self.bundle(version).name, self._grown(), reason, self._before(), pinned=pin)
 
-    def rollback(self, to: str | None = None, *, reason: str = "rolled back", pin: bool = False) -> Pointer:
+    def rollback(
+        self, to: str | None = None, *, reason: str = "rolled back", pin: bool = False, keep_pinned: bool = False
+    ) -> Pointer:
         """Goes back to the version that was current before, or to one by name. The epoch grows.
 
         The version that is left is not gone back to later, unless it is promoted again. A pinned one is only left by
-        name (`to`).
+        name (`to`); with keep_pinned it is never left: the chain begins anew from it, whatever `to` says.
         """
         with self._locked():
             old = self._needed()
+            if old.pinned and keep_pinned:
+                to, pin = old.version, True
             if old.pinned and to is None:
                 raise BundleError(f"{self.model} is pinned to {old.version}; unpin it, or name the version to go to")
             there = set(self._there())
@@ -176,15 +180,22 @@ class ModelRegistry:
             return self._point(old.version, self._grown(), reason, old, pinned=old.pinned)
 
     def pin(self, *, reason: str = "pinned") -> Pointer:
-        """Serves exactly the current bundle, without deltas, until `unpin`: the epoch grows, so all go back to it."""
+        """Serves exactly the current bundle, without deltas, until `unpin`: the epoch grows, so all go back to it.
+
+        What is pinned already stays as it is, as `unpin` does with what is not.
+        """
         with self._locked():
             old = self._needed()
+            if old.pinned:
+                return old
             return self._point(old.version, self._grown(), reason, old, pinned=True)
 
     def unpin(self, *, reason: str = "unpinned") -> Pointer:
-        """Lets learners publish again."""
+        """Lets learners publish again: what they learned from the pinned bundle is served after it."""
         with self._locked():
             old = self._needed()
+            if not old.pinned:
+                return old
             return self._point(
                 old.version, old.epoch, reason, old, pinned=False, positions=old.positions, stream=old.stream
             )

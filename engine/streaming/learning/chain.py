@@ -156,10 +156,11 @@ class Chain:
     def publish_bundle(
         self, learnt: Learnt, folder: Path, plugins: Plugins, figures: Mapping[str, Any], reason: str = "learned"
     ) -> bool:
-        """Writes a bundle, makes it current and goes on from it; False, and the chain as it was, where that fails or
-        nothing was learnt since the last one."""
+        """Writes a bundle, makes it current and goes on from it; False, and the chain as it was, where that fails, a
+        version is pinned, or nothing was learnt since the last one."""
         self._bundled = time.monotonic()
-        if learnt.trainer.steps == self._steps:
+        now = self.publisher.registry.current()
+        if learnt.trainer.steps == self._steps or (now is not None and now.pinned):
             return False
         path = folder / f"bundle-{self.bundle.version}-{self.epoch}-{self.sequence}"
         try:

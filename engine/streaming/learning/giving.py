@@ -116,8 +116,8 @@ class Giving:
             (verdict, good), self._roll_back_to = self._roll_back_to, None
             reason = f"guard: {verdict.reasons[0]}"
             try:
-                registry.rollback(good, reason=reason)
-                log.warning("rolled back to %s: %s", good, reason)
+                version = registry.rollback(good, reason=reason, keep_pinned=True).version
+                log.warning("rolled back to %s: %s", version, reason)
                 self.counts["rollbacks"] += 1
                 self._left = True
             except BundleError as error:
