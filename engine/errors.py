@@ -45,6 +45,14 @@ class DeltaGap(BundleError):
     """A delta does not follow the version that is there."""
 
 
+class ScorerError(PlexrankError):
+    """A scorer has no scores for a request. `reason`: why in short, without ids; an answer's `degraded` says it."""
+
+    def __init__(self, detail: str, reason: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
 class RequestError(PlexrankError):
     """A request is refused. `status` is the HTTP status, `pointer` the JSON pointer of the fault."""
 

@@ -19,7 +19,7 @@ import numpy as np
 from engine.candidates import Merged, merge, wrong_candidates
 from engine.components import Candidates, Scorer, Scores, StateStore, UserState
 from engine.deadline import Deadline, Late
-from engine.errors import RequestError, SchemaError
+from engine.errors import RequestError, SchemaError, ScorerError
 from engine.plugins import Plugins
 from engine.relay import Relay, Stage
 from engine.served import Served
@@ -102,6 +102,9 @@ class _Run:
             why = "deadline"
         elif isinstance(error, str):
             why = error
+        elif isinstance(error, ScorerError):  # it says in the log itself when it begins to fail
+            why = error.reason
+            log.debug("request %s: %s: %s", self.query.request_id, where, error)
         else:
             why = type(error).__name__
             log.warning("request %s: %s: %s: %s", self.query.request_id, where, why, error)
@@ -331,6 +334,8 @@ class Pipeline:
                 log.error("scorer %s: task %s: not one finite score an item", self.scorer.name, task)
                 run.lost("rank", "scores are not finite")
                 return None
+        for why in scored.degraded:
+            run.lost("rank", why)
         return scored
 
     def _scoring_stage(
@@ -347,7 +352,7 @@ class Pipeline:
             features=run.query.features,
             context=run.query.context,
             item_features=item_features,
-            deadline=run.deadline.end,
+            deadline=until,
         )
 
         def score() -> Scores:

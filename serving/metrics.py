@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from engine.components.measures import Durations
 from engine.intake import Received
 from engine.pipeline import Answer
 from engine.plugins import Plugins
@@ -55,6 +57,34 @@ class _Stream(Collector):
         ]
 
 
+class _Scorer(Collector):
+    """What the scorer counts, read at scrape time."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def collect(self) -> list[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+        scorer, found = self.service.scorer, []
+        for measure in scorer.measures():
+            family = _FAMILIES[measure.kind](
+                f"plexrank_{measure.name}", measure.text, labels=("scorer", *measure.labels)
+            )
+            for labels, value in measure.values.items():
+                if isinstance(value, Durations):
+                    family.add_metric((scorer.name, *labels), value.buckets(), value.sum)
+                else:
+                    family.add_metric((scorer.name, *labels), value)
+            found.append(family)
+        return found
+
+
+_FAMILIES: dict[str, Any] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+
 class Metrics:
     """One registry an application, so that several in one process do not mix."""
 
@@ -62,6 +92,7 @@ class Metrics:
         self.registry = r = CollectorRegistry()
         r.register(_PluginErrors(service.plugins))
         r.register(_Stream(service))
+        r.register(_Scorer(service))
         self.requests = Histogram(
             "plexrank_request_duration_seconds",
             "From the first byte of a request to the end of its answer",

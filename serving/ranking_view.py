@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.components.serving import SCORED_BY
+
 DEGRADED = {
     "state": "what is stored of this user could not be read, or does not fit the model",
     "retrieve": "candidates come from fewer sources than usual",
@@ -22,6 +24,9 @@ DEGRADED = {
     "events": "the event log is away; events are kept on this machine until it is back, and none is lost",
     "deltas": "the model does not learn at the moment; it answers as it was",
 }
+
+SCORED_ELSEWHERE = "another copy of the model gave the scores; its newest updates may not be in it"
+_MISSING = "part of the answer is missing"
 
 OTHER_MS = 0.05
 """Time outside the stages that is worth a piece of the bar."""
@@ -187,7 +192,10 @@ def stages(times_ms: Mapping[str, float], took_ms: float) -> list[Stage]:
 
 def explain_degraded(reasons: Sequence[str]) -> list[tuple[str, str]]:
     """Reason -> (reason, what it means to the reader)."""
-    return [(r, DEGRADED.get(r.split(":")[0].split(".")[0], "part of the answer is missing")) for r in reasons]
+    return [
+        (r, SCORED_ELSEWHERE if SCORED_BY in r else DEGRADED.get(r.split(":")[0].split(".")[0], _MISSING))
+        for r in reasons
+    ]
 
 
 def ranking(

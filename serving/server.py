@@ -62,9 +62,10 @@ class Server:
         self.metrics.serves(bundle.name, bundle.version)
 
     def degraded(self) -> list[str]:
-        """What of the stream does not do all that it should."""
+        """What of the stream and of scoring does not do all that it should."""
         trouble = None if self.following is None else self.following.trouble
-        return [*self.service.degraded(), *(["deltas: not followed"] if trouble else [])]
+        scoring = [f"rank: {why}" for why in self.service.scorer.degraded()]
+        return [*self.service.degraded(), *(["deltas: not followed"] if trouble else []), *scoring]
 
     async def body(self, request: Request, kind: type[T]) -> T:
         """The body of a JSON route, within the limits."""

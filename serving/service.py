@@ -362,6 +362,7 @@ class Service:
             self.rankings.close()
         self.item_tail.close()
         self.items.close()
+        self.scorer.close()
         self.store.close()
         self.log.close()
 

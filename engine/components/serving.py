@@ -12,9 +12,14 @@ import numpy as np
 
 from engine.components.base import Component, PluginOptions
 from engine.components.candidates import Catalogue, UserState
+from engine.components.measures import Measure
 
 if TYPE_CHECKING:
     from engine.streaming.deltas.delta import Delta
+
+
+SCORED_BY = "; scored by "
+"""In `Scores.degraded`, before the name of what stood in."""
 
 
 @dataclass
@@ -35,11 +40,16 @@ class ScoreRequest:
 
 @dataclass
 class Scores:
-    """task -> calibrated probabilities float32 [N], with the model that made them."""
+    """task -> calibrated probabilities float32 [N], with the model that made them.
+
+    degraded: what the scorer did without for this request, each `part: why`; with `SCORED_BY` in it where what was to
+    score did not, and another copy of the model did.
+    """
 
     tasks: dict[str, np.ndarray]
     model: str
     version: str
+    degraded: tuple[str, ...] = ()
 
 
 class Scorer(Component, ABC):
@@ -87,6 +97,17 @@ class Scorer(Component, ABC):
     @abstractmethod
     def health(self) -> None:
         """A real inference; raises if it fails."""
+
+    def degraded(self) -> Sequence[str]:
+        """What it does without at the moment, each `part: why`."""
+        return ()
+
+    def measures(self) -> Sequence[Measure]:
+        """What it counts, for the server's metrics; read whenever they are asked for, from any thread."""
+        return ()
+
+    def close(self) -> None:
+        """Ends threads and connections; it is not asked again."""
 
 
 class StateStore(Component, ABC):
