@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.components import LogRecord, Scorer
-from engine.errors import BundleError, EventError, PlexrankError, SchemaError
+from engine.errors import BundleError, EventError, SchemaError
 from engine.events import Event, EventLimits, ItemData
 from engine.hashing import canonical
 from engine.item_file import ItemFile, Said
-from engine.served import Served
+from engine.served import ItemsRefused, Served
 from engine.streaming.deltas.delta import Delta, ItemVectors
 from engine.streaming.events.decode import decode_records
 
@@ -64,6 +64,7 @@ class LiveItems:
         self.refused = 0
         self._file = None if path is None else ItemFile(path)
         self._said: dict[str, Said] = {} if self._file is None else self._file.read()
+        self._left_out: set[str] = set()  # of those, what the bundle that serves cannot take
         self._waiting: dict[str, Said] = {}
         self._vectors: dict[str, np.ndarray] = {}  # of items that are not in the catalogue yet
         self._wake = threading.Condition()
@@ -110,7 +111,7 @@ class LiveItems:
                 try:
                     self.add(event.data.item, event.data.features, event.seconds)
                 except EventError as error:
-                    self._refuse(canonical(event.data.item), error)
+                    self._refuse([canonical(event.data.item)], error)
 
     def replay(self, records: Iterable[LogRecord], limits: EventLimits | None = None) -> int:
         """The item events of a log's records, served when this returns -> how many. Others are passed over."""
@@ -152,10 +153,12 @@ class LiveItems:
     # ------------------------------------------------------------------------------------- bundles and deltas
     def swap(self, served: Served) -> None:
         """In place of the holder's own `swap`, after the scorer has loaded the same bundle: what events said of items
-        holds on, over the new one."""
+        holds on, over the new one. An item that the new bundle cannot read is left out of it, by name in the log; it is
+        tried again with the next one."""
         with self._changing:
             self._vectors = {}  # of another encoder
-            self._enter(served, [*self._said.values()], anew=True)
+            entered = self._enter(served, [*self._said.values()], anew=True)
+            self._left_out = self._said.keys() - {one.item for one in entered}
 
     def take_encoder(self, part: Delta) -> None:
         """A delta's part for the retrieval encoder, with its vectors: users' and items' vectors change together.
@@ -187,13 +190,14 @@ class LiveItems:
                 del self._vectors[item]
 
     def status(self) -> dict[str, Any]:
-        """added, changed: items beside the bundle's, and of its own; waiting, refused: events; newest: seconds since
-        1970 of the newest that is served."""
+        """added, changed: items beside the bundle's, and of its own; left_out: items that the bundle cannot read;
+        waiting, refused: events; newest: seconds since 1970 of the newest that was taken."""
         served, said = self.holder.served, list(self._said.values())
         added = len(served.catalogue) - len(served.bundle.catalogue)
         return {
             "added": added,
-            "changed": len(said) - added,
+            "changed": len(said) - added - len(self._left_out),
+            "left_out": len(self._left_out),
             "waiting": len(self._waiting),
             "vectors_waiting": len(self._vectors),
             "refused": self.refused,
@@ -232,9 +236,17 @@ class LiveItems:
                     self._wake.wait_for(lambda: self._closed, max(self.interval, time.monotonic() - begin))
 
     def _take(self, batch: list[Said]) -> None:
+        before = {one.item: self._said.get(one.item) for one in batch}
         for said in batch:
             _merge(self._said, said)
+        batch = [self._said[one.item] if one.item in self._left_out else one for one in batch]
         entered = self._enter(self.holder.served, batch)
+        here = {one.item for one in entered}
+        self._left_out -= here
+        for item in before.keys() - here:
+            self._said.pop(item)
+            if (old := before[item]) is not None:
+                self._said[item] = old
         if self._file is not None:
             self._file.write([self._said[one.item] for one in entered], self._said)
 
@@ -264,19 +276,23 @@ class LiveItems:
                 [one.item for one in batch], [one.features for one in batch], [one.seconds for one in batch]
             )
             return grown, batch
+        except ItemsRefused as error:
+            refused = set(error.items)
+            self._refuse(error.items, error)
+            return self._grown(served, [one for one in batch if one.item not in refused])
         except SchemaError as error:
             if len(batch) == 1:
-                self._said.pop(batch[0].item, None)
-                self._refuse(batch[0].item, error)
+                self._refuse([batch[0].item], error)
                 return served, []
         half = len(batch) // 2
         served, first = self._grown(served, batch[:half])
         served, second = self._grown(served, batch[half:])
         return served, first + second
 
-    def _refuse(self, item: str, error: PlexrankError) -> None:
-        self.refused += 1
-        log.warning("item '%s' is left as it was: %s", item, error)
+    def _refuse(self, items: Sequence[str], error: EventError | SchemaError) -> None:
+        self.refused += len(items)
+        what = f"item '{items[0]}' is" if len(items) == 1 else f"{len(items):,} items are"
+        log.warning("%s left as before: %s", what, error)
 
 
 def _merge(into: dict[str, Said], said: Said) -> None:

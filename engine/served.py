@@ -23,7 +23,7 @@ from engine.components import (
     UserState,
 )
 from engine.config import ComponentConfig, ServingConfig
-from engine.errors import BundleError, PlexrankError, PluginError, RequestError
+from engine.errors import BundleError, PlexrankError, PluginError, RequestError, SchemaError
 from engine.plugins import Plugins
 from engine.retrieval import EncoderModel, item_batch
 from engine.schema import FeatureSpec, Schema
@@ -114,7 +114,8 @@ class Served:
         """One in which these items read otherwise, or are new (see `ArrowCatalogue.updated`); this one stays as it is.
 
         seconds: when each was said, the newest event of a new item. The retriever is shared and takes the vectors that
-        the bundle's encoder makes of the items, except where a learner gave one. SchemaError: a value cannot be read.
+        the bundle's encoder makes of the items, except where a learner gave one. SchemaError: a value cannot be read;
+        ItemsRefused: the encoder makes no finite vector of some items. Nothing was changed then.
         """
         before, catalogue = self.catalogue, self.catalogue.updated(ids, features, self.bundle.encoder)
         new = len(catalogue) - len(before)
@@ -135,6 +136,9 @@ class Served:
             read = np.unique(rows)
             read = read if learned is None else read[~learned[read]]
             vectors = _item_vectors(tower, self.bundle, catalogue, read)
+            whole = np.isfinite(vectors).all(axis=1)
+            if not whole.all():
+                raise ItemsRefused("the encoder makes no finite vector of", catalogue.ids(read[~whole]))
             context.vectors = np.concatenate([context.vectors, np.zeros((new, vectors.shape[1]), np.float32)])
             context.vectors[read] = vectors
             if context.retriever is not None and len(read):
@@ -250,6 +254,15 @@ class Served:
             raise RequestError(f"the model has no {sides[0]} feature '{name}'{hint}", pointer=pointer)
 
 
+class ItemsRefused(SchemaError):
+    """Some items cannot be served as they are; `items`: their ids."""
+
+    def __init__(self, why: str, items: Sequence[str]) -> None:
+        more = f" and {len(items) - 5:,} more" if len(items) > 5 else ""
+        super().__init__(f"{why} {', '.join(repr(item) for item in items[:5])}{more}")
+        self.items = list(items)
+
+
 class UserEncoder:
     """The user tower: (state, request with `features` and `context`) -> float32 [D].
 
@@ -314,6 +327,4 @@ def _item_vectors(tower: EncoderModel, bundle: Bundle, catalogue: ArrowCatalogue
     """Catalogue rows int64 [n] -> float32 [n, D], as the bundle's own vectors were made."""
     with torch.inference_mode():
         made: np.ndarray = tower.items(item_batch(bundle.encoder, catalogue, rows)).numpy()
-    if not np.isfinite(made).all():
-        raise PlexrankError("the vector of an item is not finite")
     return made

@@ -176,7 +176,8 @@ def test_one_item_that_does_not_fit_does_not_hold_up_the_others(world: World, mo
     assert len(world.served.catalogue) == 49
     assert world.served.catalogue.rows(["n13"]).tolist() == [-1]
     assert world.live.status() == {
-        "added": 19, "changed": 0, "waiting": 0, "vectors_waiting": 0, "refused": 1, "newest": NOW,
+        "added": 19, "changed": 0, "waiting": 0, "left_out": 0, "vectors_waiting": 0, "refused": 1,
+        "newest": NOW,
     }  # fmt: skip
 
 
@@ -259,6 +260,52 @@ def test_another_bundle_takes_over_what_was_said(world: World) -> None:
     assert np.array_equal(world.scorer.score(ScoreRequest({}, {}, ["new"])).tasks["liked"], score)
     world.say("newer", WAR)
     assert {"new", "newer"} <= set(world.recommend())
+
+
+def overflowing(served: Served, genre: str) -> Served:
+    """Its encoder reads a genre as the largest numbers there are: what it makes of such an item is not finite."""
+    tower = served.tower
+    assert tower is not None
+    index = served.bundle.encoder
+    row = tower.embedding.placer({"genres": torch.from_numpy(index.encode_values("genres", [[genre]]).values)})[
+        "genres"
+    ]
+    values = np.full((1, tower.embedding.weights["t_genres"].shape[1]), 3e38, np.float32)
+    part = Delta(
+        "tiny", served.bundle.version, 0, 1, 0.0, 0.0,
+        tables={"t_genres": TableRows(row.numpy(), values)},
+        dense={n: t * 100 for n, t in tower.state_dict().items() if n.startswith("encoder.")},
+    )  # fmt: skip
+    return served.with_encoder(part)
+
+
+def test_an_item_without_a_finite_vector_is_left_out_by_name_and_the_others_take_over(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.say("new", WAR)
+    world.say("calm", {"genres": ["drama"], "year": 1990})
+    world.scorer.load(world.bundle)
+    world.live.swap(overflowing(Served.open(world.bundle, None, world.plugins), "war"))
+    assert world.served.catalogue.rows(["new", "calm"]).tolist() == [-1, 30]
+    assert "calm" in world.recommend()
+    assert "item 'new' is left as before: the encoder makes no finite vector of 'new'" in caplog.text
+    counted = world.live.status()
+    assert (counted["added"], counted["changed"], counted["left_out"], counted["refused"]) == (1, 0, 1, 1)
+    world.say("calm", WAR)  # as it was before
+    assert world.served.changed_items(np.array([30])) == {"genres": [["drama"]], "year": [1990]}
+    world.say("new", {"genres": ["drama"]})  # what else was said of it holds
+    assert world.served.changed_items(world.served.catalogue.rows(["new"])) == {"genres": [["drama"]], "year": [1985]}
+    assert world.live.status()["left_out"] == 0
+
+
+def test_an_item_that_one_bundle_left_out_is_there_with_the_next(world: World) -> None:
+    world.say("new", WAR)
+    world.scorer.load(world.bundle)
+    world.live.swap(overflowing(Served.open(world.bundle, None, world.plugins), "war"))
+    assert "new" not in world.recommend()
+    world.live.swap(Served.open(world.bundle, None, world.plugins))
+    assert "new" in world.recommend()
+    assert world.live.status()["left_out"] == 0
 
 
 def test_a_learners_vectors_move_items_in_the_retriever(world: World) -> None:
