@@ -63,6 +63,9 @@ _TICK = 0.05
 class Learner:
     """One model, one set of partitions, one thread that learns; `stop` may be called from any other."""
 
+    choices = CHOICES
+    """What to do where the log was cut before the positions."""
+
     def __init__(
         self,
         config: Config,
@@ -237,7 +240,7 @@ class Learner:
                     done = sum(self.positions.values()) - begun
                     self._progress(f"learning; step {self.trainer.steps}", min(1.0, done / whole))
         except LogGap as error:
-            raise LogGap(f"{error}; {CHOICES}") from error
+            raise LogGap(f"{error}; {self.choices}") from error
         finally:
             fetcher.close()
         self._finish(drained=not live and not self._stopping.is_set())
@@ -318,7 +321,8 @@ class Learner:
         labels = {t: torch.from_numpy(examples.labels[:, j].copy()) for j, t in enumerate(self.trainer.tasks)}
         whole = replace(batch, labels=labels, weight=torch.from_numpy(examples.weight))
         joined = JoinedExamples(whole, examples.rate, examples.seconds, examples.kind, examples.request)
-        messages = [(self.learner, message) for message in encode_examples(self.model.bundle.encoder, joined)]
+        key = self._key_of(examples)
+        messages = [(key, message) for message in encode_examples(self.model.bundle.encoder, joined)]
         while True:
             try:
                 target.append(messages)
@@ -327,6 +331,10 @@ class Learner:
                 log.warning("examples wait: %s", error)
                 if self._stopping.wait(0.5):
                     raise
+
+    def _key_of(self, examples: Examples) -> str:
+        """Copies have the key of the first, so that one reader gets both."""
+        return ",".join(map(str, self.partitions))
 
     # ------------------------------------------------------------------------------------------- between turns
     def _between(self, fetcher: Fetcher) -> None:
