@@ -94,6 +94,10 @@ class Schema(BaseModel):
     def sequences(self) -> list[FeatureSpec]:
         return [f for f in self.features if f.kind == "sequence"]
 
+    def names_item(self, feature: FeatureSpec) -> bool:
+        """Whether the feature is the item's id."""
+        return feature.kind == "categorical" and feature.side == "item" and feature.column == self.item
+
     def of_item(self) -> list[FeatureSpec]:
         return [f for f in self.features if f.side == "item"]
 

@@ -13,8 +13,10 @@ import numpy as np
 from engine.components.base import Component, PluginOptions
 from engine.components.candidates import Catalogue, UserState
 from engine.components.measures import Measure
+from engine.errors import PlexrankError
 
 if TYPE_CHECKING:
+    from engine.inference.signature import Signature
     from engine.streaming.deltas.delta import Delta
 
 
@@ -64,6 +66,19 @@ class Scorer(Component, ABC):
 
     @abstractmethod
     def score(self, request: ScoreRequest) -> Scores: ...
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors that `infer` takes and gives. PlexrankError where it answers none."""
+        raise PlexrankError(f"scorer '{self.name}' does not answer tensors")
+
+    def infer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One request as tensors of one dimension by name, as `signature` says (`engine.inference.tensors.encode` makes
+        them) -> each task's probabilities float32 [N], as `score` gives them, and `version`.
+
+        RequestError names a tensor that does not fit. PlexrankError where the scorer does not answer tensors.
+        """
+        raise PlexrankError(f"scorer '{self.name}' does not answer tensors")
 
     @abstractmethod
     def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:

@@ -91,7 +91,7 @@ class FeatureEncoder:
             if not feature.from_request and feature.kind != "sequence":
                 encoded[feature.name] = self.of_items(feature, request, catalogue, rows, prints)
         ids, numbers = self.parted(encoded)
-        ids.update(self._history(request.history, catalogue))
+        ids.update(self.encode_history(request.history, catalogue))
         return self.assemble(ids, numbers, 1, targets)
 
     def encode_user(self, request: ScoreRequest) -> dict[str, Encoded]:
@@ -127,7 +127,7 @@ class FeatureEncoder:
 
     def names_item(self, feature: FeatureSpec) -> bool:
         """Whether the feature is the item's id."""
-        return feature.kind == "categorical" and feature.side == "item" and feature.column == self.schema.item
+        return self.schema.names_item(feature)
 
     def of_items(
         self,
@@ -152,7 +152,7 @@ class FeatureEncoder:
         absent = np.fromiter((is_missing(v) for v in given), dtype=bool, count=len(given))
         return _choose(absent, stored, self.encode_values(feature.name, given))
 
-    def _history(self, given: Mapping[str, Sequence[Any]], catalogue: ArrowCatalogue) -> dict[str, Values]:
+    def encode_history(self, given: Mapping[str, Sequence[Any]], catalogue: ArrowCatalogue) -> dict[str, Values]:
         """Each sequence's values, newest first and capped, with its one length."""
         out: dict[str, Values] = {}
         items = given.get(self.schema.item) if self.schema.item else None

@@ -14,8 +14,11 @@ from pydantic import Field
 from engine.bundle import Bundle
 from engine.catalogue import ArrowCatalogue
 from engine.components import Catalogue, PluginOptions, Scorer, ScoreRequest, Scores
+from engine.data.encoder import FeatureEncoder
 from engine.errors import BundleError, DeltaGap, PlexrankError
 from engine.hookspecs import hookimpl
+from engine.inference.runtime import Runtime
+from engine.inference.signature import Signature
 from engine.item_side import ItemSide
 from engine.memory import keep_freed_memory
 from engine.model import RankingModel
@@ -44,6 +47,10 @@ class _Loaded:
     version: str
     probe: ScoreRequest
     grown: bool = False
+
+    @property
+    def encoder(self) -> FeatureEncoder:
+        return self.bundle.encoder
 
     def logits(self, request: ScoreRequest) -> dict[str, torch.Tensor]:
         quick = self.items.logits(request) if self.items is not None else None
@@ -95,6 +102,7 @@ class InprocScorer(Scorer):
     def __init__(self, options: PluginOptions) -> None:
         super().__init__(options)
         self._loaded: _Loaded | None = None
+        self._runtime = Runtime(self._now)
         self._changing = threading.Lock()  # one writer at a time; readers take no lock
         if self.options.keep_memory:
             keep_freed_memory()
@@ -110,6 +118,15 @@ class InprocScorer(Scorer):
     def score(self, request: ScoreRequest) -> Scores:
         """Calibrated probabilities; an empty request gives empty scores."""
         return self._now().scores(request)
+
+    @property
+    def signature(self) -> Signature:
+        """Of the bundle that scores."""
+        return self._runtime.signature
+
+    def infer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """As `score`, for a request that comes as tensors."""
+        return self._runtime.infer(tensors)
 
     def explain(self, request: ScoreRequest) -> dict[str, np.ndarray]:
         """Weights of the interest model: sequence feature -> float32 [N, H]; nothing without an interest model."""
