@@ -18,8 +18,8 @@ def test_the_server_and_the_learner_are_told_of_the_same_topic() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     learner = services["learner"]["command"]
     told = learner[learner.index("--set") + 1]
-    assert f"--set '{told}'" in services["train"]["command"][2]
-    config = load_config(Path(learner[2]), overrides_of([told], None))
+    assert f"--set '{told}'" in services["train"]["command"][0]
+    config = load_config(Path(learner[1]), overrides_of([told], None))
     assert config.serving.event_log.name == "kafka"
     options = KafkaEventLog.Options.model_validate(config.serving.event_log.options)
     advertised = services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
