@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import socket
-import urllib.error
-import urllib.request
-from urllib.parse import urlsplit
 
+from engine.doctor.address import address
 from engine.doctor.finding import Finding
+from engine.doctor.triton import examine_triton
 
 TIMEOUT = 3.0
 """Seconds that a service has to answer."""
@@ -19,7 +18,7 @@ def examine_services() -> list[Finding]:
     """Kafka (KAFKA_BOOTSTRAP), Triton (TRITON_URL) and Redis (REDIS_URL)."""
     return [
         _kafka(os.environ.get("KAFKA_BOOTSTRAP", "")),
-        _triton(os.environ.get("TRITON_URL", "")),
+        examine_triton(os.environ.get("TRITON_URL", ""), TIMEOUT),
         _redis(os.environ.get("REDIS_URL", "")),
     ]
 
@@ -39,7 +38,7 @@ def _kafka(bootstrap: str) -> Finding:
 
 def _speak_kafka(server: str) -> str:
     """Sends ApiVersions (key 18, version 0), which every broker since 0.10 answers before anything else."""
-    with socket.create_connection(_address(server, 9092), timeout=TIMEOUT) as link:
+    with socket.create_connection(address(server, 9092), timeout=TIMEOUT) as link:
         body = (
             (18).to_bytes(2, "big")
             + (0).to_bytes(2, "big")
@@ -53,27 +52,11 @@ def _speak_kafka(server: str) -> str:
     return "answers"
 
 
-def _triton(url: str) -> Finding:
-    if not url:
-        return Finding("triton", "info", "not configured; scoring runs in process (set TRITON_URL=http://host:8000)")
-    remedy = "start tritonserver, or point TRITON_URL at its HTTP port (8000) or gRPC port (8001)"
-    try:
-        if url.startswith(("http://", "https://")):
-            with urllib.request.urlopen(f"{url.rstrip('/')}/v2/health/ready", timeout=TIMEOUT):  # noqa: S310
-                return Finding("triton", "ok", f"{url} is ready")
-        with socket.create_connection(_address(url, 8001), timeout=TIMEOUT):
-            return Finding("triton", "ok", f"{url} takes connections")
-    except urllib.error.HTTPError as error:
-        return Finding("triton", "warn", f"{url} answers {error.code}: not ready", remedy)
-    except (OSError, ValueError) as error:
-        return Finding("triton", "warn", f"{url} is not reachable: {getattr(error, 'reason', error)}", remedy)
-
-
 def _redis(url: str) -> Finding:
     if not url:
         return Finding("redis", "info", "not configured; users' histories are kept in SQLite (set REDIS_URL)")
     try:
-        with socket.create_connection(_address(url, 6379), timeout=TIMEOUT) as link:
+        with socket.create_connection(address(url, 6379), timeout=TIMEOUT) as link:
             link.sendall(b"PING\r\n")
             answer = link.recv(64)
     except (OSError, ValueError) as error:
@@ -85,11 +68,3 @@ def _redis(url: str) -> Finding:
     if importlib.util.find_spec("redis") is None:
         return Finding("redis", "warn", "answers, but its client is not installed", 'pip install "plexrank[redis]"')
     return Finding("redis", "ok", "answers")
-
-
-def _address(text: str, port: int) -> tuple[str, int]:
-    """`host:port`, with or without a scheme -> (host, port). ValueError for what is neither."""
-    parts = urlsplit(text if "://" in text else f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"'{text}' is not host:port")
-    return parts.hostname, parts.port or port
