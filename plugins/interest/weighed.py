@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from engine.components import InterestModel
 from plugins.interest import ragged
+
+_PAIRS_OF_A_USER = 1000
+"""On the mean, from which on a user at a time is quicker: at 500 targets with histories of 50, 2.5 times as quick."""
 
 
 class WeighedHistory(InterestModel):
@@ -18,9 +22,25 @@ class WeighedHistory(InterestModel):
         history = self._newest(history)
         if len(history.lengths()) == 1:
             return self._of_one_user(targets, history.values())
+        counts = self._targets_of_users(history.lengths(), user_of_target)
+        if counts is not None:
+            users = zip(targets.split(counts), history.values().split(history.lengths().tolist()), strict=True)
+            return torch.cat([self._of_one_user(its, past) for its, past in users if len(its)])
         pairs = ragged.pairs(history, user_of_target)
         items = pairs.items(history.values())
         return ragged.attend(items, self._weights(targets, items, pairs), pairs)
+
+    def _targets_of_users(self, lengths: Tensor, user_of_target: Tensor) -> list[int] | None:
+        """Targets of each user where one user after the other is the quicker way: few users with many targets each,
+        which lie in the users' order, without gradient on a CPU. None where all pairs together are."""
+        if torch.is_grad_enabled() or self.training or lengths.is_cuda or len(lengths) == len(user_of_target):
+            return None
+        counts = torch.bincount(user_of_target, minlength=len(lengths))
+        few = int((counts * lengths).sum()) < _PAIRS_OF_A_USER * len(lengths)
+        if few or not bool((user_of_target[1:] >= user_of_target[:-1]).all()):
+            return None
+        found: list[int] = counts.tolist()
+        return found
 
     def explain(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> JaggedTensor:
         history = self._newest(history)
