@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from engine.bundle import Bundle
 from engine.components import Scorer, ScoreRequest
-from engine.errors import BundleError, DeltaGap
+from engine.errors import BundleError, DeltaGap, RequestError
+from engine.inference.signature import CANDIDATES, VERSION, Signature
+from engine.inference.tensors import encode
 from engine.streaming.deltas.apply import TABLES
 from engine.streaming.deltas.delta import Delta, TableRows
 from engine.streaming.learning.recalibration import PREFIX
@@ -20,7 +23,8 @@ from engine.training.calibration import Calibration
 
 def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) -> None:
     """Probabilities for any number of items, explanations, health, a bad bundle that changes nothing; row deltas that
-    change scores and version, and those that do not follow or fit, which change nothing.
+    change scores and version, and those that do not follow or fit, which change nothing. One that answers tensors
+    (`infer`) answers them as it scores.
 
     bundle: a bundle to score with, as `plexrank train` writes.
     """
@@ -38,6 +42,8 @@ def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) ->
     _score(contract, scorer, ScoreRequest(user={}, history={}, items=some), tasks)
     request = ScoreRequest(user={}, history=history, items=some)
     before = _score(contract, scorer, request, tasks)
+    if type(scorer).infer is not Scorer.infer:
+        _check_tensors(contract, scorer, opened, [request, replace(request, items=[*some, "no such item"])])
     with contract.when("in explain"):
         weights = scorer.explain(request)
     for name, values in weights.items():
@@ -63,6 +69,52 @@ def check_scorer(cls: type[Scorer], options: Options = None, *, bundle: Path) ->
     _check_deltas(contract, scorer, bundle, request, tasks)
 
 
+def _check_tensors(contract: Contract, scorer: Scorer, bundle: Bundle, requests: list[ScoreRequest]) -> None:
+    """What it answers to tensors is what it scores, and a request that does not fit is told which tensor."""
+    with contract.when("asked for its signature"):
+        signature = scorer.signature
+    contract.holds(signature == Signature.of(bundle.schema), "must have the signature of the bundle's schema")
+    for request in [*requests, replace(requests[0], items=[])]:
+        for items_apart in (False, True):
+            _answers_as_scored(contract, scorer, bundle, request, items_apart=items_apart)
+    tensors = encode(requests[0], bundle.encoder, bundle.catalogue, items_apart=False)
+    prints = tensors.pop(CANDIDATES)
+    for what, wrong in {
+        "no candidates": {},
+        "candidates of another type": {CANDIDATES: prints.astype(np.int32)},
+        "a tensor that is not there": {CANDIDATES: prints, "no such tensor": prints},
+    }.items():
+        try:
+            scorer.infer(tensors | wrong)
+        except RequestError:
+            continue
+        except Exception as error:
+            contract.fails(f"must refuse {what} with RequestError, not {type(error).__name__}")
+        contract.fails(f"must refuse {what}")
+
+
+def _answers_as_scored(
+    contract: Contract, scorer: Scorer, bundle: Bundle, request: ScoreRequest, *, items_apart: bool
+) -> None:
+    tasks = list(bundle.schema.tasks)
+    with contract.when("answering tensors"):
+        wanted = scorer.score(request)
+        found = scorer.infer(encode(request, bundle.encoder, bundle.catalogue, items_apart=items_apart))
+    contract.holds(sorted(found) == sorted([*tasks, VERSION]), f"must answer {tasks} and '{VERSION}' to tensors")
+    for task in tasks:
+        contract.holds(
+            found[task].dtype == np.float32 and found[task].shape == (len(request.items),),
+            f"must answer task '{task}' as float32 [{len(request.items)}]",
+        )
+        contract.holds(
+            np.allclose(found[task], wanted.tasks[task], atol=1e-5, rtol=0), "must answer tensors as it scores"
+        )
+    contract.holds(
+        found[VERSION].dtype == np.uint8 and found[VERSION].tobytes().decode() == wanted.version,
+        f"must say in '{VERSION}' which version scored",
+    )
+
+
 def _check_deltas(contract: Contract, scorer: Scorer, path: Path, request: ScoreRequest, tasks: list[str]) -> None:
     bundle = Bundle.open(path)
     state = bundle.frozen_tensors()
@@ -85,6 +137,8 @@ def _check_deltas(contract: Contract, scorer: Scorer, path: Path, request: Score
         any(not np.array_equal(first[t], moved[t]) for t in tasks), "must score with a delta's rows and tensors"
     )
     _stands_at(contract, scorer, request, delta(1).version)
+    if type(scorer).infer is not Scorer.infer:
+        _answers_as_scored(contract, scorer, bundle, request, items_apart=False)
     with contract.when("applying a delta again"):
         scorer.apply(delta(1, tables={n: TableRows(p.rows, p.values * 9) for n, p in every.items()}))
     wrong: list[tuple[str, Delta, type[BundleError]]] = [
