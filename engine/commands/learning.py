@@ -73,10 +73,10 @@ def learn(
     loaded = load_config(
         config, overrides_of([*(set_ or []), *([] if group is None else [f"learning.group={group}"])], None)
     )
-    if loaded.learning.group is not None and (until is Until.END or reset_to is not None):
+    if loaded.learning.group is not None and reset_to is not None:
         raise typer.BadParameter(
-            "a group learns live, each partition from where the group left it; a group of another name begins anew",
-            param_hint="--until" if until is Until.END else "--reset-to",
+            "a group learns each partition from where it left it; a group of another name begins anew",
+            param_hint="--reset-to",
         )
     plugins = installed()
     plugins.enable(loaded.plugins)

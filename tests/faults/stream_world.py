@@ -30,6 +30,7 @@ from engine.config import Config
 from engine.hashing import fingerprint
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.learning.audit import RECORD
+from engine.streaming.learning.checkpointing import beside
 from plugins.events.kafka import KafkaEventLog
 from tests.brokers import Broker, free_port
 from tests.streaming.film_stream import Stream, ranking
@@ -173,7 +174,17 @@ def _metric(text: str, name: str) -> float:
 class World:
     """One topic, one registry, one state directory for the server, one for the learners."""
 
-    def __init__(self, zygote: Zygote, bundle: Path, folder: Path, broker: Broker, partitions: int, **learning: Any):
+    def __init__(
+        self,
+        zygote: Zygote,
+        bundle: Path,
+        folder: Path,
+        broker: Broker,
+        partitions: int,
+        client: str = "kafka",
+        **learning: Any,
+    ):
+        """client: the event log of the processes; the test's own is always `kafka`."""
         self.zygote, self.bundle, self.folder, self.broker = zygote, bundle, folder, broker
         self.topic = f"stream-{uuid.uuid4().hex[:12]}"
         broker.make_topic(self.topic, partitions)
@@ -185,7 +196,7 @@ class World:
             **broker.options,
         }
         whole = Bundle.open(bundle, verify=False).config.model_dump(mode="json", exclude_defaults=True)
-        whole["serving"]["event_log"] = {"name": "kafka", "options": options}
+        whole["serving"]["event_log"] = {"name": client, "options": options}
         whole["learning"] = {**LEARNING, **learning}
         Config.model_validate(whole)
         self.config = folder / "films.yaml"
@@ -400,6 +411,12 @@ def fates(stream: Stream) -> dict[tuple[int, int], int]:
     """(request, item) -> kind of the one example that it must become: 0 liked, 1 not."""
     shown = dict.fromkeys(named(stream.shown), 1)
     return {**shown, **dict.fromkeys(named([*stream.liked]), 0)}
+
+
+def held(its: World, name: str) -> dict[str, int]:
+    """What a member's newest checkpoint answers for."""
+    saved = beside(its.folder / name / "checkpoints")
+    return {} if saved is None else saved.state["positions"]
 
 
 def named(pairs: Sequence[tuple[str, str]]) -> set[tuple[int, int]]:

@@ -9,10 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from engine.streaming.learning.checkpointing import beside
 from tests.brokers import Broker
-from tests.faults.stream_world import LearnerRun, World, adds_up, each_once, fates, liked, named, trained, world, zygote
+from tests.faults.stream_world import (
+    LearnerRun,
+    World,
+    adds_up,
+    each_once,
+    fates,
+    held,
+    liked,
+    named,
+    trained,
+    world,
+    zygote,
+)
 from tests.streaming.film_stream import BEGIN, visits
 
 __all__ = ["world", "zygote"]
@@ -44,19 +56,15 @@ def members(its: World, *names: str) -> list[LearnerRun]:
     return [its.learn("--group", "films", out=name) for name in names]
 
 
-def held(its: World, name: str) -> dict[str, int]:
-    """What a member's newest checkpoint answers for."""
-    saved = beside(its.folder / name / "checkpoints")
-    return {} if saved is None else saved.state["positions"]
-
-
+@pytest.mark.parametrize(("name", "client"), [("kafka09", "kafka"), ("tansu", "kafka-fast")])
 def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_once(
-    kafka09: Broker, world: Callable[..., World]
+    name: str, client: str, request: pytest.FixtureRequest, world: Callable[..., World]
 ) -> None:
     """One learner, then two; then the first is killed with -9 and comes back; then the second leaves. What was shown
     before a change is clicked after it, so the join moves with the partition. Over all learners each impression was
     trained once, as what it was."""
-    its = world(kafka09, partitions=4, join=JOIN, batch_size=16, checkpoint_seconds=0.2)
+    broker: Broker = request.getfixturevalue(name)
+    its = world(broker, partitions=4, client=client, join=JOIN, batch_size=16, checkpoint_seconds=0.2)
     (first,) = members(its, "first")
     stream = visits(1200)
     parts = np.array_split(np.arange(len(stream.events)), 12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -64,6 +65,18 @@ def beside(root: Path) -> Saved | None:
                 raise
 
 
+def positions_beside(root: Path) -> dict[int, int]:
+    """partition -> next offset, as the newest checkpoint says, whose files are not looked at; {}: there is none now."""
+    newest = max(checkpoint.steps(root), default=None) if root.is_dir() else None
+    if newest is None:
+        return {}
+    try:
+        index = json.loads((root / checkpoint.step_name(newest) / checkpoint.INDEX).read_bytes())
+        return {int(p): int(offset) for p, offset in index["state"]["learner"]["positions"].items()}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
 class LearnerCheckpoints:
     """The checkpoints of one learner in one folder; the writer of batch training's, so each file has its sha256.
 
@@ -87,7 +100,7 @@ class LearnerCheckpoints:
         if found is None:
             return None
         if found.state.get("learner", {}).get("format") != FORMAT:
-            raise CheckpointError(f"{found.path}: is no checkpoint of a learner of this version; start with --reset-to")
+            raise CheckpointError(f"{found.path}: is no checkpoint of a learner of this version; start with --from")
         return Saved(found)
 
     def save(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,26 +12,34 @@ from engine.bundle import Bundle
 from engine.components import Capability
 from engine.errors import ConfigError
 from engine.streaming.events.dead import DeadLetters
+from engine.streaming.join.ready import Examples
 from engine.streaming.learning.beginning import first_positions
 from engine.streaming.learning.checkpointing import Saved
 from engine.streaming.learning.fetch import Chunk, Fetched, Fetcher, Given
 from engine.streaming.learning.group_fetch import GroupFetcher
 from engine.streaming.learning.learner import Learner, joined
 from engine.streaming.learning.members import Members
-from engine.streaming.learning.parted import PartedStream, folder
+from engine.streaming.learning.parted import PartedStream, folder, partition_of
 
 log = logging.getLogger("plexrank.learning")
 
+_LOOK_SECONDS = 0.5
+"""Between two looks at how far the others are."""
+
 
 class GroupLearner(Learner):
-    """Learns from the partitions that the group `learning.group` gives it; live only.
+    """Learns from the partitions that the group `learning.group` gives it.
 
     Each event is trained exactly once over all learners of the group: a partition's join, its examples that wait and
     its position go from one to the next together. Weights do not: each learner has those of its own partitions, and
     one of them publishes. What a learner had trained since its last checkpoint when it was killed is not in its
     weights any more, and is trained by who gets the partition.
+
+    `run("end")` ends when the group has learnt every partition up to where it ended at that call, whoever learnt it:
+    until then this learner is there for partitions that others leave, also without one of its own.
     """
 
+    choices = "a group of another name begins anew, at what the log still holds"
     stream: PartedStream
     _members: Members
 
@@ -45,6 +54,9 @@ class GroupLearner(Learner):
         assert self.group is not None
         self.partitions = []
         self._fetching: GroupFetcher | None = None
+        self._ends: dict[int, int] | None = None
+        self._told: dict[int, int] = {}  # positions in the newest checkpoint
+        self._look_at = 0.0
         self._kept_at: dict[int, int] = {}
         self._wanted: dict[int, Given] = {}
         self._leaving: set[int] = set()
@@ -53,7 +65,7 @@ class GroupLearner(Learner):
 
     def _streamed(self, bundle: Bundle, dead: DeadLetters) -> PartedStream:
         self._first = first_positions(bundle, self.source)
-        return PartedStream(bundle, lambda: joined(self.config, bundle, dead, self._stopping.is_set))
+        return PartedStream(bundle, lambda: joined(self.config, bundle, dead, self.plugins, self._stopping.is_set))
 
     def _restore(self, saved: Saved) -> None:
         super()._restore(saved)
@@ -64,10 +76,10 @@ class GroupLearner(Learner):
                 self._kept_at[partition] = int(offset)
 
     def _fetcher(self, ends: Mapping[int, int] | None) -> GroupFetcher:
-        if ends is not None:
-            raise ConfigError("learning.group: a group learns live; learn up to the end with --share")
         assert self.group is not None
-        self._fetching = GroupFetcher(self.source, self.group, self.learning.chunk)
+        self._ends = None if ends is None else dict(ends)
+        beside = "" if self.learning.source == "events" else f".{self.learning.source}"
+        self._fetching = GroupFetcher(self.source, self.group + beside, self.learning.chunk, ends)
         return self._fetching
 
     # ------------------------------------------------------------------------------------------- partitions
@@ -92,6 +104,19 @@ class GroupLearner(Learner):
             if self._members.lock(given.partition) and not self._take_up(given):
                 self._members.unlock(given.partition)
         self.partitions = sorted(self.positions)
+        if self._ends is not None and self._fetching is not None and self._learnt_up_to(self._ends):
+            self._fetching.finish()
+
+    def _learnt_up_to(self, ends: Mapping[int, int]) -> bool:
+        """Whether the group has learnt that far, as its checkpoints say; looked at now and then, and this learner's
+        is written when it has done its part."""
+        if any(at < ends.get(p, 0) for p, at in self.positions.items()) or time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        if self._told != self.positions and self.save() is None:
+            return False
+        reached = {p: self._members.reached(p) for p in ends.keys() - self.positions.keys()}
+        return all(ends[p] <= (self._first[p] if at is None else at) for p, at in reached.items())
 
     def _give_up(self, partition: int) -> None:
         """After the checkpoint that holds it as it stands."""
@@ -135,6 +160,10 @@ class GroupLearner(Learner):
         if self._fetching is not None:
             self._fetching.begin(given, offset)
 
+    def _key_of(self, examples: Examples) -> str:
+        """Whoever has the partition writes its examples with one key."""
+        return str(partition_of(int(examples.slot[0])))
+
     # ------------------------------------------------------------------------------------------ checkpoints
     def save(self) -> Path | None:
         for partition in [*self.stream.kept]:
@@ -142,8 +171,10 @@ class GroupLearner(Learner):
                 self.stream.forget(partition)
                 self._kept_at.pop(partition)
         path = super().save()
-        if path is not None and self._fetching is not None:
-            self._fetching.commit(self.positions)
+        if path is not None:
+            self._told = dict(self.positions)
+            if self._fetching is not None:
+                self._fetching.commit(self.positions)
         return path
 
     def _state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from engine.errors import CheckpointError, EventError
 from engine.files import write_whole
-from engine.streaming.learning.checkpointing import beside
+from engine.streaming.learning.checkpointing import beside, positions_beside
 from engine.streaming.learning.locks import PartitionLocks
 from engine.streaming.learning.parted import Part, PartedStream, folder
 
@@ -97,6 +97,12 @@ class Members:
         except SafetensorError as error:
             raise OSError(str(error)) from error
         return stream.restored(arrays), int(offset)
+
+    def reached(self, partition: int) -> int | None:
+        """Up to where a partition is learnt, as its holder's newest checkpoint says; None: nobody has had it, or it is
+        not to be read now."""
+        holder = self._holder(partition)
+        return None if holder is None else positions_beside(Path(holder.checkpoints)).get(partition)
 
     def _holder(self, partition: int) -> Holder | None:
         path = self._path(partition)

@@ -185,6 +185,11 @@ class PartedStream:
             self.catalogue = self.catalogue.updated([*self._items], [*self._items.values()], self.encoder)
 
 
+def partition_of(slot: int) -> int:
+    """Of a slot of `ready` or `pending`."""
+    return slot >> _SHIFT
+
+
 def folder(partition: int) -> str:
     """Of a partition's arrays in a checkpoint."""
     return f"of-{partition:05d}"
@@ -225,7 +230,7 @@ class _Pending:
 
     def take(self, slots: np.ndarray) -> Batch:
         """Slots of one partition."""
-        partition = int(slots[0]) >> _SHIFT
+        partition = partition_of(int(slots[0]))
         return self._held[partition].pending.take(slots - (partition << _SHIFT))
 
     def release(self, slots: np.ndarray) -> None:
