@@ -20,6 +20,7 @@ from engine.candidates import Merged, merge, wrong_candidates
 from engine.components import Candidates, Scorer, Scores, StateStore, UserState
 from engine.deadline import Deadline, Late
 from engine.errors import RequestError, SchemaError, ScorerError
+from engine.inference.signature import CANDIDATES
 from engine.plugins import Plugins
 from engine.relay import Relay, Stage
 from engine.served import Served
@@ -208,8 +209,8 @@ class Pipeline:
         until = deadline.at(RANK_SHARE)
 
         def infer() -> Mapping[str, np.ndarray]:
-            with self._turns.of(len(inputs.get("candidates", ())), until):
-                return self.scorer.infer(inputs, deadline.end)
+            with self._turns.of(len(inputs.get(CANDIDATES, ())), until):
+                return self.scorer.infer(inputs, until)
 
         try:
             outputs: Mapping[str, np.ndarray] = yield Stage("rank", until, infer)

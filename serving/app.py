@@ -21,7 +21,7 @@ from serving.edge import Edge
 from serving.metrics import Metrics
 from serving.openapi import publish
 from serving.probe import Probe
-from serving.routes import events, explain, health, models, rank, users
+from serving.routes import events, explain, health, models, oip, rank, users
 from serving.server import Server
 from serving.service import Service
 
@@ -74,7 +74,7 @@ def serve_with(service: Service, *, insecure: bool = False) -> FastAPI:
     for routes in (rank, events, explain, users, models):
         app.include_router(routes.router(server))
     probe = Probe(service)
-    for probed in (health,):
+    for probed in (health, oip):
         app.include_router(probed.router(server, probe))
     play = playground.Playground(ServerConsole(server), variable)
     service.forgetful.append(play.forget)

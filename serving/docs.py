@@ -8,6 +8,9 @@ from typing import Any
 
 from serving.errors import PROBLEMS
 
+EXAMPLE_PATH = "x-example-path"
+"""In an operation: its path with values that are there."""
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2563c9; }
 @media (prefers-color-scheme: dark) { :root { --accent: #8ab4f8; } }
@@ -74,6 +77,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> 
 
 def _example(path: str, method: str, operation: dict[str, Any], base: str) -> str:
     content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    path = operation.get(EXAMPLE_PATH, path)
     if "example" not in content:
         return f"<pre>curl -s {'' if method == 'get' else f'-X {method.upper()} '}{escape(base + path)}</pre>"
     data = escape(json.dumps(content["example"]), quote=False)

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 
 from engine.events import Envelope, InteractionData, ItemData, RankingData, UserData
 from engine.intake import Receipt
-from serving import views
+from serving import oip, views
 from serving.codec import LoadIn, PinIn, PromoteIn, RankIn, RankOut, RecommendIn, RollbackIn, UnpinIn
 from serving.errors import MEDIA_TYPE, PROBLEMS, Problem
 
@@ -31,6 +31,7 @@ STRUCTS: list[type[Any]] = [
     ItemData,
     RankingData,
     *views.ALL,
+    *oip.STRUCTS,
 ]
 _REF = "#/components/schemas/{name}"
 

@@ -23,6 +23,7 @@ from engine.deadline import Deadline, Workers
 from engine.errors import BundleError, PlexrankError, RequestError
 from engine.events import EventLimits, check_id
 from engine.explanations import Explanations
+from engine.inference.signature import CANDIDATES
 from engine.intake import WAITS, Intake, Received
 from engine.live_items import LiveItems
 from engine.pipeline import Answer, Pipeline, Query
@@ -193,7 +194,7 @@ class Service:
     ) -> Future[T]:
         """As `begin_rank`, for one request's tensors (`engine.inference.signature`) and its scores alone."""
         return self.pipeline.admit(
-            self.pipeline.inferring(inputs, deadline), len(inputs.get("candidates", ())), deadline, finish
+            self.pipeline.inferring(inputs, deadline), len(inputs.get(CANDIDATES, ())), deadline, finish
         )
 
     def _answered(self, answer: Answer) -> Answer:

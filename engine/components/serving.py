@@ -72,9 +72,9 @@ class Scorer(Component, ABC):
         """The tensors that `infer` takes and gives. PlexrankError where it answers none."""
         raise PlexrankError(f"scorer '{self.name}' does not answer tensors")
 
-    def infer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def infer(self, tensors: Mapping[str, np.ndarray], deadline: float | None = None) -> dict[str, np.ndarray]:
         """One request as tensors of one dimension by name, as `signature` says (`engine.inference.tensors.encode` makes
-        them) -> each task's probabilities float32 [N], as `score` gives them, and `version`.
+        them) -> each task's probabilities float32 [N], as `score` gives them, and `version`. deadline: as a request's.
 
         RequestError names a tensor that does not fit. PlexrankError where the scorer does not answer tensors.
         """

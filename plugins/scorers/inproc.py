@@ -124,7 +124,7 @@ class InprocScorer(Scorer):
         """Of the bundle that scores."""
         return self._runtime.signature
 
-    def infer(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def infer(self, tensors: Mapping[str, np.ndarray], deadline: float | None = None) -> dict[str, np.ndarray]:
         """As `score`, for a request that comes as tensors."""
         return self._runtime.infer(tensors)
 

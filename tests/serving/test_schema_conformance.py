@@ -33,6 +33,15 @@ PATHS = [
     "GET /health/live",
     "GET /health/ready",
     "GET /metrics",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/{model}",
+    "GET /v2/models/{model}/ready",
+    "GET /v2/models/{model}/versions/{version}",
+    "GET /v2/models/{model}/versions/{version}/ready",
+    "POST /v2/models/{model}/infer",
+    "POST /v2/models/{model}/versions/{version}/infer",
 ]
 
 
@@ -55,6 +64,11 @@ NOTHING_TO_BREAK = {
     "GET /health/live",
     "GET /health/ready",
     "GET /metrics",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/{model}/versions/{version}",
+    "GET /v2/models/{model}/versions/{version}/ready",
 }
 """They take nothing, or any text: no request breaks their schema."""
 
