@@ -60,6 +60,23 @@ class HeldItems:
             return cls(torch.cat([columns[name] for name in widths], dim=1), dense, widths, shared)
 
 
+class _RowsOfIds:
+    """id -> catalogue row, made when it is first asked for: who gives fingerprints has no need of texts."""
+
+    def __init__(self, catalogue: ArrowCatalogue, known: dict[str, int] | None = None) -> None:
+        self._catalogue, self._known = catalogue, known
+
+    def all(self) -> dict[str, int]:
+        known = self._known
+        if known is None:
+            every = np.arange(len(self._catalogue))
+            known = self._known = dict(zip(self._catalogue.ids(every), every.tolist(), strict=True))
+        return known
+
+    def copy(self) -> _RowsOfIds:
+        return _RowsOfIds(self._catalogue, dict(self.all()))
+
+
 class ItemSide:
     """Vectors of items by catalogue row: the pooled fields, the dense features, what a history reads of them.
 
@@ -84,7 +101,7 @@ class ItemSide:
         self._request = [f for f in model.fields if f.from_request]
         self._recent = RecentVectors()
         self._readers: dict[str, ItemReaders] | None = None
-        self._rows = dict(zip(catalogue.ids(np.arange(len(catalogue))), range(len(catalogue)), strict=True))
+        self._rows = _RowsOfIds(catalogue)
         self._longest = max((s.max_length for s in model.sequences), default=0)
         held = HeldItems.made(model, encoder, catalogue) if held is None else held
         self._vectors, self._dense, self._names = held.vectors, held.dense, list(held.widths)
@@ -126,7 +143,8 @@ class ItemSide:
         n = len(request.items)
         past = request.history.get(item, ())[: self._longest] if item else ()
         try:
-            rows = [*map(self._rows.__getitem__, request.items), *map(self._rows.__getitem__, past)]
+            row_of = self._rows.all().__getitem__
+            rows = [*map(row_of, request.items), *map(row_of, past)]
         except (KeyError, TypeError):
             return None
         with torch.inference_mode():
@@ -240,7 +258,7 @@ class ItemSide:
         if len(catalogue) > len(self._vectors):
             room = len(catalogue) + len(catalogue) // 4
             side._vectors, side._dense = _roomier(self._vectors, room), _roomier(self._dense, room)
-            side._rows = dict(self._rows)  # what holds the old vectors must not hear of rows beyond them
+            side._rows = self._rows.copy()  # what holds the old vectors must not hear of rows beyond them
         for some in _in_chunks(rows):
             with torch.inference_mode():
                 vectors, dense = _made(self.model, self.encoder, catalogue, some)
@@ -250,7 +268,7 @@ class ItemSide:
         if self._readers is not None:
             side._readers = {n: r.with_more(*side._read_by(n, rows)) for n, r in self._readers.items()}
         new = np.arange(before, len(catalogue))
-        side._rows.update(zip(catalogue.ids(new), new.tolist(), strict=True))
+        side._rows.all().update(zip(catalogue.ids(new), new.tolist(), strict=True))
         return side
 
     def _renew(self, name: str, rows: np.ndarray) -> None:

@@ -26,8 +26,8 @@ from engine.training.calibration import Calibration
 
 log = logging.getLogger("plexrank.inference")
 
-MOST_BYTES = 256 << 20
-"""Of items' vectors that are made ahead."""
+ITEM_VECTORS_MB = 256
+"""Most memory for items' vectors, MiB."""
 _TRIES = 20
 _LOOK_SECONDS = 1.0
 """Between two looks whether the folder is still the one that is mapped."""
@@ -63,18 +63,18 @@ class LiveModel:
         bundle: Bundle,
         plugins: Plugins | None = None,
         *,
-        most_bytes: int = MOST_BYTES,
+        item_vectors_mb: int = ITEM_VECTORS_MB,
         timeout: float = 600.0,
     ) -> LiveModel:
         """Maps what is there; where there is nothing, makes it from the bundle, or waits while another process does.
 
-        most_bytes: for items' vectors, where they are to be made; those that are there are used.
+        item_vectors_mb: most memory for items' vectors where they are to be made; those that are there are used.
         PlexrankError naming the folder where it cannot be written to or the disk is full; BundleError where it is
         another bundle's, or the bundle's weights are not what its manifest says.
         """
         found = plugins if plugins is not None else installed()
-        enter(folder, bundle, found, most_bytes, timeout)
-        return cls(folder, bundle, found, most_bytes)
+        enter(folder, bundle, found, item_vectors_mb << 20, timeout)
+        return cls(folder, bundle, found, item_vectors_mb << 20)
 
     # ---------------------------------------------------------------------------------------------- what scores
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from engine.inference.live_files import (
     placed,
 )
 from engine.inference.live_state import Record, StatePage
-from engine.inference.live_view import LiveView, built, check, side_of
+from engine.inference.live_view import LiveView, built, check, view_of
 from engine.item_side import HeldItems, ItemSide
 from engine.model import build_model
 from engine.plugins import Plugins
@@ -154,10 +153,9 @@ def make(
         layout = Layout(arrays, items)
         (path / LAYOUT).write_bytes(msgspec.json.encode(layout))
         generation = Generation(goal, layout, tables, held)
-        side = side_of(bundle, model, generation, most_bytes)
-        view = LiveView(model, side, source.dense.calibration, version)
-        check(view, bundle, version)
-        os.rename(path, goal)
+        view = view_of(bundle, model, generation, source.dense, version, most_bytes)
+        check(view, version)
+        path.rename(goal)
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from engine.bundle import Bundle
 from engine.bundle.tensors import assign
+from engine.catalogue import ArrowCatalogue
 from engine.components import ScoreRequest
+from engine.data.encoder import FeatureEncoder
 from engine.errors import BundleError
 from engine.inference.live_files import DensePart, Generation
 from engine.item_side import ItemSide
@@ -28,13 +30,16 @@ _PROBED = 50
 class LiveView:
     """Replaced as one. Rows of tables and of items change under it; the rest never does.
 
-    version: of the dense part, and of the newest delta all of whose rows are in.
+    version: of the dense part, and of the newest delta all of whose rows are in. It is an
+    `engine.inference.together.Scoring`.
     """
 
     model: RankingModel
     items: ItemSide | None
     calibration: Mapping[str, Calibration]
     version: str
+    encoder: FeatureEncoder
+    catalogue: ArrowCatalogue
 
 
 def built(bundle: Bundle, plugins: Plugins, tables: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> RankingModel:
@@ -68,21 +73,30 @@ def first_view(
     missing = [task for task in bundle.schema.tasks if task not in dense.calibration]
     if missing:
         raise BundleError(f"{generation.path}: no calibration of task {missing[0]}: remove the folder and begin again")
-    model = built(bundle, plugins, generation.tables, dense.state)
-    return LiveView(model, side_of(bundle, model, generation, most_bytes), dense.calibration, version)
+    return view_of(
+        bundle, built(bundle, plugins, generation.tables, dense.state), generation, dense, version, most_bytes
+    )
 
 
-def check(view: LiveView, bundle: Bundle, what: str) -> None:
+def view_of(
+    bundle: Bundle, model: RankingModel, generation: Generation, dense: DensePart, version: str, most_bytes: int
+) -> LiveView:
+    """Of a model that was built over the generation's tables."""
+    items = side_of(bundle, model, generation, most_bytes)
+    return LiveView(model, items, dense.calibration, version, bundle.encoder, bundle.catalogue)
+
+
+def check(view: LiveView, what: str) -> None:
     """Scores some items. BundleError where a score is missing or not finite."""
-    known = bundle.catalogue.ids(np.arange(min(_PROBED, len(bundle.catalogue)))) or ["item"]
-    item = bundle.schema.item
+    known = view.catalogue.ids(np.arange(min(_PROBED, len(view.catalogue)))) or ["item"]
+    item = view.encoder.schema.item
     request = ScoreRequest(user={}, history={item: known} if item else {}, items=known)
     try:
         with torch.inference_mode():
             logits = view.items.logits(request) if view.items is not None else None
             if logits is None:
-                logits = view.model(bundle.encoder.encode_request(request, bundle.catalogue))
-        for task in bundle.schema.tasks:
+                logits = view.model(view.encoder.encode_request(request, view.catalogue))
+        for task in view.encoder.schema.tasks:
             scores = view.calibration[task].apply(logits[task].numpy())
             if scores.shape != (len(known),) or not np.isfinite(scores).all():
                 raise BundleError(f"task {task}: not one finite score an item")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.bundle import Bundle
 from engine.errors import BundleError, DeltaGap, PlexrankError
-from engine.inference.live import MOST_BYTES
+from engine.inference.live import ITEM_VECTORS_MB
 from engine.inference.live_files import DensePart, Generation, copy, naming
 from engine.inference.live_making import Made, Source, bundle_source, enter, generation_path, make, remove_others
 from engine.inference.live_state import Record, StatePage
@@ -51,19 +51,19 @@ class LiveWriter:
         bundle: Bundle,
         plugins: Plugins | None = None,
         *,
-        most_bytes: int = MOST_BYTES,
+        item_vectors_mb: int = ITEM_VECTORS_MB,
         timeout: float = 600.0,
     ) -> None:
         """PlexrankError naming the process that writes there already, or the folder where it cannot be written to;
         BundleError where it is another bundle's."""
         self.folder, self.bundle = folder, bundle
-        self._plugins, self._most_bytes = plugins if plugins is not None else installed(), most_bytes
+        self._plugins, self._most_bytes = plugins if plugins is not None else installed(), item_vectors_mb << 20
         self._changing = threading.Lock()
         with naming(folder, "cannot be opened"):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
         try:
-            enter(folder, bundle, self._plugins, most_bytes, timeout)
+            enter(folder, bundle, self._plugins, self._most_bytes, timeout)
             with naming(folder, "cannot be mapped"):
                 self._take_up()
         except BaseException:
@@ -97,7 +97,7 @@ class LiveWriter:
                 self._make(self._from_bundle(delta), delta, newer)
             elif any(name.startswith(_EMBEDDING) for name in delta.dense):
                 model = with_dense(self._view.model, delta.dense)
-                check(replace(self._view, model=model, items=None), self.bundle, f"delta {delta.version}")
+                check(replace(self._view, model=model, items=None), f"delta {delta.version}")
                 self._page.dirty = bool(delta.tables)  # readers of the generation before share these
                 self._make(Source(self._generation, self._dense), delta, newer)
             else:
@@ -134,8 +134,9 @@ class LiveWriter:
         if delta.dense:
             model = with_dense(model, delta.dense)
             items = None if items is None else items.with_model(model)
+        view = replace(view, model=model, items=items, calibration=calibration, version=chain.version)
         if delta.dense or newer:
-            check(LiveView(model, items, calibration, chain.version), self.bundle, f"delta {delta.version}")
+            check(view, f"delta {delta.version}")
             data, number = dense.encoded(), before.dense + 1
             record = Record.of(
                 record.number, before.generation, data, dense=number, epoch=chain.epoch, sequence=chain.sequence
@@ -144,11 +145,10 @@ class LiveWriter:
         if delta.tables:
             self._page.dirty = True
             write_rows(model, delta.tables)
-            items = None if items is None else self._renewed(items, delta.tables)
+            view = view if items is None else replace(view, items=self._renewed(items, delta.tables))
         self._page.write(record)
         self._page.dirty = False
-        self._view, self._record = LiveView(model, items, calibration, chain.version), record
-        self._dense = dense
+        self._view, self._record, self._dense = view, record, dense
 
     def _renewed(self, items: ItemSide, changed: Mapping[str, TableRows]) -> ItemSide:
         """The items' vectors, in the memory that is shared."""

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.bundle import Bundle
 from engine.components import ScoreRequest
 from engine.inference.live import LiveModel
 from engine.inference.live_view import LiveView
@@ -25,12 +24,12 @@ from plugins.scorers.inproc import InprocScorer
 from tests.scorers.conftest import REQUESTS, delta, drawn
 
 
-def scores(view: LiveView, bundle: Bundle, request: ScoreRequest) -> np.ndarray:
+def scores(view: LiveView, request: ScoreRequest) -> np.ndarray:
     """Of task `liked`, by the quick way where it answers."""
     with torch.inference_mode():
         logits = view.items.logits(request) if view.items is not None else None
         if logits is None:
-            logits = view.model(bundle.encoder.encode_request(request, bundle.catalogue))
+            logits = view.model(view.encoder.encode_request(request, view.catalogue))
     return view.calibration["liked"].apply(logits["liked"].numpy())
 
 
@@ -39,7 +38,7 @@ def check_equal(live: LiveModel, scorer: InprocScorer) -> None:
     view = live.now
     assert view.version == scorer.version
     for request in REQUESTS:
-        found, wanted = scores(view, live.bundle, request), scorer.score(request).tasks["liked"]
+        found, wanted = scores(view, request), scorer.score(request).tasks["liked"]
         np.testing.assert_array_equal(found, wanted, strict=True)
 
 

@@ -46,16 +46,16 @@ def writer(bundle: Bundle, tmp_path: Path) -> Iterator[LiveWriter]:
 
 
 # ------------------------------------------------------------------------------------------------ equality
-@pytest.mark.parametrize("most_bytes", [1 << 28, 0], ids=["items' vectors ahead", "all a request"])
+@pytest.mark.parametrize("megabytes", [256, 0], ids=["items' vectors ahead", "all a request"])
 def test_scores_are_those_in_process_after_each_delta(
-    bundle: Bundle, weights: State, tmp_path: Path, most_bytes: int
+    bundle: Bundle, weights: State, tmp_path: Path, megabytes: int
 ) -> None:
     """Rows, dense parts, calibrations; a reader from the beginning, and one that comes later."""
-    scorer, folder = loaded(bundle.path, item_vectors_mb=most_bytes >> 20), tmp_path / "live"
-    live = LiveModel.open(folder, bundle, most_bytes=most_bytes)
-    assert (live.items is None) == (most_bytes == 0)
+    scorer, folder = loaded(bundle.path, item_vectors_mb=megabytes), tmp_path / "live"
+    live = LiveModel.open(folder, bundle, item_vectors_mb=megabytes)
+    assert (live.items is None) == (megabytes == 0)
     check_equal(live, scorer)
-    with LiveWriter(folder, bundle, most_bytes=most_bytes) as writer:
+    with LiveWriter(folder, bundle, item_vectors_mb=megabytes) as writer:
         for one in chain(bundle.path, weights, 7):
             writer.apply(one)
             scorer.apply(one)
@@ -144,12 +144,10 @@ def test_an_embedding_with_a_dense_part_goes_to_a_generation_of_its_own(
         for n in range(1, 6):
             dense: State = {} if n % 2 else {"embedding.scale": torch.tensor(1.0 + n)} | dense_of(state, 1.1)
             one = delta(bundle.path, n, tables=rows_of(state, n) if n != 4 else {}, dense=dense)
-            before = [scores(live.now, bundle, r) for r in REQUESTS]
+            before = [scores(live.now, r) for r in REQUESTS]
             writer.apply(one)
             if n == 4:
-                assert all(
-                    np.array_equal(a, scores(live.now, bundle, r)) for a, r in zip(before, REQUESTS, strict=True)
-                )
+                assert all(np.array_equal(a, scores(live.now, r)) for a, r in zip(before, REQUESTS, strict=True))
             scorer.apply(one)
             live.refresh()
             check_equal(live, scorer)
@@ -178,7 +176,7 @@ def test_the_first_of_a_newer_chain_begins_from_the_bundles_own_weights(
     check_equal(live, scorer)
     assert live.version.endswith("+4.2")
     for request, its in zip(REQUESTS, wanted, strict=True):
-        np.testing.assert_array_equal(scores(old, bundle, request), its)
+        np.testing.assert_array_equal(scores(old, request), its)
     assert [p.name for p in writer.folder.glob("gen-*")] == ["gen-2"]
 
 
