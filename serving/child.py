@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 _LAUNCH = """\
-import ctypes, os, signal, sys
+import ctypes, os, sys
 if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, int(sys.argv[2]))
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the process that asked for this is gone")
 try:
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execv(sys.argv[3], sys.argv[3:])
 except OSError as error:
-    sys.exit(f"{sys.argv[2]}: {error.strerror}")
+    sys.exit(f"{sys.argv[3]}: {error.strerror}")
 """
-"""Asks the kernel for SIGKILL at the parent's end (PR_SET_PDEATHSIG, which outlives exec), then becomes the command."""
+"""Asks the kernel for a signal at the parent's end (PR_SET_PDEATHSIG, which outlives exec), then becomes the command."""
 _LAST = 4000
 
 
@@ -30,13 +31,23 @@ class Child:
     On Linux the kernel kills it when the thread that started it ends: start it from one that lives as long as needed.
     """
 
-    def __init__(self, command: Sequence[str], words: Path) -> None:
-        """words: file that gets all it says. OSError where it cannot be written."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        words: Path,
+        environment: Mapping[str, str] | None = None,
+        at_parents_end: signal.Signals = signal.SIGKILL,
+    ) -> None:
+        """words: file that gets all it says. OSError where it cannot be written.
+
+        environment: this process' own by default; at_parents_end: the signal that it gets then.
+        """
         words.parent.mkdir(parents=True, exist_ok=True)
         self.words = words
         with words.open("wb") as said:
             self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+                [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(at_parents_end)), *command],
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
