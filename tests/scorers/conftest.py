@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from engine.components import ScoreRequest
 from engine.files import sha256
 from engine.streaming.deltas.delta import Delta, TableRows
 from plugins.scorers.inproc import InprocScorer
+from plugins.scorers.triton import TritonScorer
 from tests.conftest import FilmWorld
+from tests.scorers.triton_server import TritonLike
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +116,33 @@ def same_scores(a: InprocScorer, b: InprocScorer, tolerance: float = 1e-6) -> No
 
 
 Rewrite = Callable[[Path, Mapping[str, Tensor]], Path]
+
+
+@pytest.fixture
+def triton(tiny_bundle: Path) -> Iterator[TritonLike]:
+    """A server that speaks as Triton does, with the tiny bundle as version 3."""
+    server = TritonLike("tiny", {"3": tiny_bundle})
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def made(triton: TritonLike, tiny_bundle: Path) -> Iterator[Callable[..., TritonScorer]]:
+    """Makes scorers of that server, with the tiny bundle loaded; closes them at the end."""
+    scorers = []
+
+    def make(bundle: Path | None = tiny_bundle, **options: Any) -> TritonScorer:
+        defaults = {"url": triton.url, "fallback": "none", "load_timeout_s": 5, "timeout_ms": 5000}
+        scorer = TritonScorer(TritonScorer.Options(**(defaults | options)))
+        scorers.append(scorer)
+        if bundle is not None:
+            scorer.load(bundle)
+        triton.forget()
+        return scorer
+
+    yield make
+    for scorer in scorers:
+        scorer.close()
 
 
 @pytest.fixture

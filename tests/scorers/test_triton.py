@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +21,7 @@ from engine.streaming.deltas.delta import Delta
 from plugins.scorers.triton import TritonScorer
 from tests.scorers.conftest import REQUESTS, Rewrite, delta, drawn, loaded
 from tests.scorers.test_grown_catalogue import GIVEN, grown
-from tests.scorers.triton_server import TritonLike
-
-
-@pytest.fixture
-def triton(tiny_bundle: Path) -> Iterator[TritonLike]:
-    server = TritonLike("tiny", {"3": tiny_bundle})
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def made(triton: TritonLike, tiny_bundle: Path) -> Iterator[Any]:
-    """Makes scorers that are closed at the end."""
-    scorers = []
-
-    def make(bundle: Path | None = tiny_bundle, **options: Any) -> TritonScorer:
-        defaults = {"url": triton.url, "fallback": "none", "load_timeout_s": 5, "timeout_ms": 5000}
-        scorer = TritonScorer(TritonScorer.Options(**(defaults | options)))
-        scorers.append(scorer)
-        if bundle is not None:
-            scorer.load(bundle)
-        triton.forget()
-        return scorer
-
-    yield make
-    for scorer in scorers:
-        scorer.close()
-
-
-def request(n: int, **more: Any) -> ScoreRequest:
-    return ScoreRequest({"user_id": "u3"}, {"item_id": ["4", "9"]}, [str(k) for k in range(n)], **more)
+from tests.scorers.triton_server import TritonLike, request
 
 
 # ---------------------------------------------------------------------------------------------------- scores
@@ -200,6 +169,8 @@ class Beside(TritonScorer):
 
 def test_it_keeps_the_contract_of_scorers(triton: TritonLike, tiny_bundle: Path) -> None:
     class Ours(Beside):
+        """Over the server of this test."""
+
         server = triton
 
     testing.check_scorer(Ours, {"url": triton.url, "load_timeout_s": 0.1, "timeout_ms": 5000}, bundle=tiny_bundle)

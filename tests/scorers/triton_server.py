@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -14,10 +13,10 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
+from engine.components import ScoreRequest
 from engine.errors import RequestError
 from engine.inference.signature import DTYPES
 from plugins.scorers.inproc import InprocScorer
-from tests.scorers.conftest import loaded
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -30,7 +29,10 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, model: str, bundles: dict[str, Path], credentials: Any = None) -> None:
         self.model = model
-        self.scorers: dict[str, InprocScorer] = {version: loaded(bundle) for version, bundle in bundles.items()}
+        self.scorers: dict[str, InprocScorer] = {}
+        for version, bundle in bundles.items():
+            self.scorers[version] = InprocScorer(InprocScorer.Options())
+            self.scorers[version].load(bundle)
         self.before: Callable[[Any], None] = lambda context: None
         self.spoil: Callable[[Any], None] = lambda response: None
         self.asked: list[tuple[str, dict[str, np.ndarray]]] = []  # (version, tensors)
@@ -39,7 +41,6 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
         self.port = 0
         self._credentials = credentials
         self._server: Any = None
-        self._apply = threading.Lock()
         self.start()
 
     @property
@@ -116,3 +117,8 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
 
 def abort(code: grpc.StatusCode, details: str = "") -> Callable[[Any], None]:
     return lambda context: context.abort(code, details)
+
+
+def request(n: int, **more: Any) -> ScoreRequest:
+    """For the first n films of the tiny bundle, and beyond them unknown ones."""
+    return ScoreRequest({"user_id": "u3"}, {"item_id": ["4", "9"]}, [str(k) for k in range(n)], **more)
