@@ -31,8 +31,8 @@ from plugins.scorers.triton_spare import Spare
 
 log = logging.getLogger("plexrank.triton")
 
-_SPARE_SECONDS = 0.002
-"""Of a request's time, what is kept for its way back."""
+_SPARE = 0.05
+"""Share of a request's time that no call gets: threads wait for each other, and clocks differ."""
 _FIRST_SECONDS = 2.0
 """How long a server that has a copy of its own waits for Triton when it starts."""
 _HEALTH_SECONDS = 1.0
@@ -102,12 +102,15 @@ class TritonScorer(Scorer):
         return {**answer.tasks, VERSION: _text(answer.version)}
 
     def _time_for(self, n: int, deadline: float | None) -> float:
-        """Seconds for a call, so that the copy, if it can be in time at all, can still score n items after it."""
+        """Seconds for a call, so that the copy can still score n items after it: these, and those of the calls that are
+        under way, which may fail together. It gets at most half; one that cannot be in time with that gets nothing."""
         if deadline is None:
             return self.options.timeout_ms / 1e3
-        left = deadline - time.monotonic() - _SPARE_SECONDS
-        copying = 0.0 if self._copy is None else self._copy.seconds(n)
-        return left - copying if copying <= left / 2 else left
+        left = (1.0 - _SPARE) * (deadline - time.monotonic())
+        copy = self._copy
+        if copy is None or copy.seconds(n, 0) > left / 2:
+            return left
+        return left - min(left / 2, copy.seconds(n, self._link.calling))
 
     def _instead(self, failure: CallFailed, n: int, deadline: float | None) -> Spare:
         """The copy, where there is one and it can score n items in time; else ScorerError."""

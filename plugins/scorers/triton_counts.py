@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from engine.components.measures import Durations, Measure
 
 
 class Counts:
-    """Since the start. Safe from many threads."""
+    """Since the start; calling: calls under way. Safe from many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._calls = self._stood_in = 0
+        self._calls = self._stood_in = self.calling = 0
         self._failures: Counter[str] = Counter()
         self._seconds = Durations()
 
-    def called(self, seconds: float) -> None:
-        """A call came back, with an answer or without."""
-        self._seconds.observe(seconds)
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around a call, with an answer or without."""
+        begin = time.monotonic()
         with self._lock:
             self._calls += 1
+            self.calling += 1
+        try:
+            yield
+        finally:
+            self._seconds.observe(time.monotonic() - begin)
+            with self._lock:
+                self.calling -= 1
 
     def failed(self, reason: str) -> None:
         """A request had no scores of Triton."""

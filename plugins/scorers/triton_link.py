@@ -65,6 +65,11 @@ class Link:
         loaded = self._now()
         return self._counts.measures(asked=loaded is not None and loaded.breaker.place is not None)
 
+    @property
+    def calling(self) -> int:
+        """Calls that are under way."""
+        return self._counts.calling
+
     def stood_in(self) -> None:
         """A copy scored in Triton's place."""
         self._counts.stood_in()
@@ -83,11 +88,9 @@ class Link:
     def _call(self, loaded: Loaded, place: str, tensors: Mapping[str, np.ndarray], timeout: float) -> Answer:
         if timeout < _SHORTEST_CALL:
             raise CallFailed("deadline", "no time is left to ask Triton")
-        begin, n = time.monotonic(), len(tensors[CANDIDATES])
-        try:
+        n = len(tensors[CANDIDATES])
+        with self._counts.call():
             answer = self._client.infer(self.model(loaded), place, tensors, loaded.tasks, n, timeout)
-        finally:
-            self._counts.called(time.monotonic() - begin)
         if answer.base != loaded.base:
             raise CallFailed("other bundle", f"Triton's version {place} holds {answer.base}, not {loaded.base}")
         return answer

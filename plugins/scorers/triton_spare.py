@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +15,7 @@ _FIXED = 50
 """What a scoring costs whatever its items, in items."""
 _MARGIN = 1.5
 _WEIGHT, _LEAP = 0.1, 4.0
+_CORES = os.cpu_count() or 1
 
 T = TypeVar("T")
 
@@ -23,14 +26,16 @@ class Spare:
     def __init__(self, scorer: InprocScorer) -> None:
         self.scorer = scorer
         self._pace = 0.0  # seconds an item
+        self._busy = 0
+        self._lock = threading.Lock()
 
-    def seconds(self, n: int) -> float:
-        """What n items may take."""
-        return _MARGIN * self._pace * (_FIXED + n)
+    def seconds(self, n: int, beside: int) -> float:
+        """What n items may take, together with as many requests `beside` them."""
+        return _MARGIN * self._pace * (_FIXED + n) * (1 + beside / _CORES)
 
     def in_time(self, n: int, deadline: float | None) -> bool:
         """Whether n items can be scored by then. Where not, the pace is doubted a little: a slow spell may be over."""
-        if deadline is None or time.monotonic() + self._pace * (_FIXED + n) <= deadline:
+        if deadline is None or time.monotonic() + self.seconds(n, self._busy) / _MARGIN <= deadline:
             return True
         self._pace *= 1.0 - _WEIGHT
         return False
@@ -42,9 +47,13 @@ class Spare:
 
     def timed(self, n: int, score: Callable[[], T]) -> T:
         """What it gives; a stall counts as at most four times the pace before."""
+        with self._lock:
+            self._busy += 1
         begin = time.monotonic()
-        found = score()
-        pace = (time.monotonic() - begin) / (_FIXED + n)
-        before = self._pace
-        self._pace = before + _WEIGHT * (min(pace, _LEAP * before) - before) if before else pace
-        return found
+        try:
+            return score()
+        finally:
+            pace, before = (time.monotonic() - begin) / (_FIXED + n), self._pace
+            with self._lock:
+                self._busy -= 1
+                self._pace = before + _WEIGHT * (min(pace, _LEAP * before) - before) if before else pace

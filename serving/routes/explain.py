@@ -45,7 +45,7 @@ def router(server: Server) -> APIRouter:
         summary="Why these items, in this order",
         description="For the newest answers: the weight of each history item in the interest model, the sources that "
         "proposed an item, and the rules that moved it. Computed when asked.",
-        responses=gives(ExplainOut, "A reason an item, best first", 404, 422),
+        responses=gives(ExplainOut, "A reason an item, best first", 404, 409, 422),
     )
     async def explain_route(
         request_id: Annotated[str, Path(max_length=128, description="of the answer")],
