@@ -18,6 +18,8 @@ from engine.errors import PlexrankError, RequestError
 from engine.inference.runtime import Runtime
 from engine.inference.tensors import encode
 from engine.plugins import Plugins
+from engine.streaming.deltas.apply import TABLES
+from engine.streaming.deltas.delta import Delta, TableRows
 from plugins.scorers.inproc import InprocScorer
 from tests.inference.rich_world import (
     CALIBRATION,
@@ -172,6 +174,45 @@ def test_torch_tensors_and_read_only_arrays_are_taken_as_they_come(ranked: Snaps
     in_torch = {name: torch.from_numpy(values.copy()) for name, values in tensors.items()}
     for given in (over_a_wire, in_torch):
         agrees(Runtime(lambda: ranked).infer(given), ranked.wanted(request))
+
+
+# ---------------------------------------------------------------------------------------------------- what changes
+def test_items_that_only_the_asking_side_knows_come_with_all_their_features(bundle: Path) -> None:
+    """New and changed items, as candidates and in the history, for a runtime over the bundle's own catalogue."""
+    opened = Bundle.open(bundle)
+    said = [{"brand": "zeta", "tags": ["sale"], "price": 3.5}, {"year": 1991.0, "tags": None}]
+    grown = opened.catalogue.updated(["neu ☂", ITEMS[5]], said, opened.encoder)
+    scorer = InprocScorer(InprocScorer.Options())
+    scorer.load(bundle)
+    request = ScoreRequest({}, {"item_id": ["neu ☂", *ITEMS[3:9]]}, ["neu ☂", *ITEMS[:20]])
+    before = scorer.score(request).tasks["click"]
+    asked = encode(request, opened.encoder, grown, items_apart=True)
+    answer = scorer.infer(asked)
+    scorer.items_changed(opened.version, grown, grown.rows(["neu ☂", ITEMS[5]]))
+    wanted = scorer.score(request).tasks
+    assert np.abs(wanted["click"] - before).max() > 1e-3
+    agrees(answer, wanted, opened.version)
+    agrees(scorer.infer(asked), wanted, opened.version)
+    agrees(scorer.infer(encode(request, opened.encoder, grown, items_apart=False)), wanted, opened.version)
+
+
+def test_a_delta_reaches_tensors_and_its_version_goes_with_them(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    scorer = InprocScorer(InprocScorer.Options())
+    scorer.load(bundle)
+    rng = np.random.default_rng(12)
+    request = ScoreRequest({"user_id": USERS[1]}, {"item_id": ITEMS[:6]}, ITEMS)
+    tensors = encode(request, opened.encoder, opened.catalogue, items_apart=False)
+    before = scorer.infer(tensors)
+    tables = {
+        name.removeprefix(TABLES): TableRows(np.arange(len(t)), rng.normal(size=t.shape).astype(np.float32))
+        for name, t in opened.frozen_tensors().items()
+        if name.startswith(TABLES)
+    }
+    delta = Delta(opened.name, opened.version, epoch=1, sequence=1, created=0.0, newest=0.0, tables=tables)
+    scorer.apply(delta)
+    agrees(scorer.infer(tensors), scorer.score(request).tasks, delta.version)
+    assert np.abs(scorer.infer(tensors)["click"] - before["click"]).max() > 1e-2
 
 
 # -------------------------------------------------------------------------------------------------- what is wrong
