@@ -13,7 +13,7 @@ from engine.errors import SchemaError
 from engine.schema import FeatureSpec, Schema
 
 CANDIDATES = "candidates"
-"""Input: the items to score. Also what a server in front of others may always count on."""
+"""Input: fingerprints of the items to score."""
 VERSION = "version"
 """Output: UTF-8 of the version that scored."""
 LENGTHS = ".lengths"
