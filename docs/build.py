@@ -57,12 +57,25 @@ def plugins_page() -> str:
                     f"Options of `{row.name}`:\n",
                     *_table(["option", "type", "default", "what it is"], _fields(options)),
                 ]
+            for part, model in _parts(options):
+                lines += [
+                    f"`{part}` of `{row.name}`: {_first(inspect.getdoc(model))}\n",
+                    *_table(["option", "type", "default", "what it is"], _fields(model)),
+                ]
     lines += ["## Moment hooks\n", "Modules listed under `plugins` in the configuration hear these.\n"]
     hooks = [
         (f"`{m}{inspect.signature(getattr(hookspecs, m))}`", _first(inspect.getdoc(getattr(hookspecs, m))))
         for m in MOMENTS
     ]
     return "\n".join([*lines, *_table(["hook", "when, and what it answers"], hooks)])
+
+
+def _parts(options: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Sections within a plugin's options, but for the options of another plugin."""
+    for name, field in options.model_fields.items():
+        model = _model_in(field.annotation)
+        if model is not None and not model.__qualname__.endswith(".Options"):
+            yield f"{name}.NAME" if "dict" in str(field.annotation) else name, model
 
 
 # ---------------------------------------------------------------------------------------- configuration
