@@ -14,10 +14,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from engine.appended import appended
 from engine.components import Catalogue
 from engine.data.encoding import Encoded, one_array
 from engine.errors import BundleError, SchemaError
-from engine.grown_columns import Overlay, explicit, grown_encoded, grown_raw, unknown_column
+from engine.grown_columns import Overlay, explicit, grown_encoded, most_beside, unknown_column
+from engine.grown_table import GrownTable
 from engine.hashing import canonical, fingerprint_column, fingerprints
 from engine.resident import resident
 
@@ -47,18 +49,20 @@ class ArrowCatalogue(Catalogue):
         columns: Mapping[str, str] | None = None,
     ) -> None:
         """columns: feature -> the table's column that feeds it, where the names differ."""
-        self.table = table
+        self._table = GrownTable.of(table)
         self.key = key
         self.title_column = title
         self.encoded = dict(encoded or {})
         self.columns = dict(columns or {})
         self.changed: dict[str, Overlay] = {}
         self._ids = one_array(table.column(key))
+        self._new_ids = np.empty(0, object)  # behind those
         self.prints = fingerprint_column(self._ids)
-        self._order = np.argsort(self.prints, kind="stable")
-        self._sorted = self.prints[self._order]
-        if len(self._sorted) and (self._sorted[1:] == self._sorted[:-1]).any():
-            twice = self._ids[int(self._order[int(np.argmax(self._sorted[1:] == self._sorted[:-1]))])].as_py()
+        self._places = _sorted(self.prints, 0)
+        self._new_places = _sorted(self.prints[:0], 0)
+        known = self._places[0]
+        if len(known) and (known[1:] == known[:-1]).any():
+            twice = self._ids[int(self._places[1][int(np.argmax(known[1:] == known[:-1]))])].as_py()
             raise SchemaError(f"id '{twice}' stands in more than one row of the catalogue")
 
     def __len__(self) -> int:
@@ -70,29 +74,48 @@ class ArrowCatalogue(Catalogue):
 
     def rows_of(self, prints: np.ndarray) -> np.ndarray:
         """Rows of fingerprints int64 [n] -> int64 [n], -1 where unknown."""
-        if not len(self):
-            return np.full(len(prints), -1, dtype=np.int64)
-        at = np.minimum(np.searchsorted(self._sorted, prints), len(self) - 1)
-        return np.where(self._sorted[at] == prints, self._order[at], -1)
+        rows = _found(self._places, prints)
+        return np.maximum(rows, _found(self._new_places, prints)) if len(self._new_places[0]) else rows
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Ids as text; an unknown row (-1) is an IndexError."""
-        return self._ids.take(pa.array(np.asarray(rows, dtype=np.int64))).to_pylist()
+        rows = np.asarray(rows, dtype=np.int64)
+        new = rows >= len(self._ids)
+        if not new.any():
+            return self._ids.take(pa.array(rows)).to_pylist()
+        found = np.empty(len(rows), object)
+        found[new] = self._new_ids[rows[new] - len(self._ids)]
+        found[~new] = self._ids.take(pa.array(rows[~new])).to_pylist()
+        return [*found]
+
+    @property
+    def table(self) -> pa.Table:
+        """All of it; of a catalogue that has just grown it is made now."""
+        return self._table.whole
+
+    @property
+    def attributes(self) -> list[str]:
+        """The table's columns."""
+        return self._table.names
+
+    def raw(self, name: str, rows: np.ndarray) -> list[Any]:
+        """What the table's column says of rows int64 [n]."""
+        return self._table.values(name, rows)
 
     def column(self, name: str) -> pa.Array:
         """An attribute, or the raw values of a feature, by row."""
-        source = name if name in self.table.column_names else self.columns.get(name, name)
-        if source not in self.table.column_names:
-            raise SchemaError(f"the catalogue has no column '{name}'; it has {', '.join(self.table.column_names)}")
-        return one_array(self.table.column(source))
+        source = name if name in self.attributes else self.columns.get(name, name)
+        if source not in self.attributes:
+            raise SchemaError(f"the catalogue has no column '{name}'; it has {', '.join(self.attributes)}")
+        return one_array(self._table.column(source))
 
     def title(self, row: int) -> str:
         """What people read: the title column's text, else the id."""
-        if self.title_column and self.title_column in self.table.column_names:
-            text = self.table.column(self.title_column)[row].as_py()
+        if self.title_column and self.title_column in self.attributes:
+            (text,) = self.raw(self.title_column, np.array([row]))
             if text is not None and str(text):
                 return str(text)
-        return str(self._ids[row].as_py())
+        return self.ids(np.array([row]))[0]
 
     # ----------------------------------------------------------------------------------------------- growth
     def updated(self, ids: Sequence[str], features: Sequence[Mapping[str, Any]], encoder: FeatureEncoder) -> Self:
@@ -100,7 +123,8 @@ class ArrowCatalogue(Catalogue):
 
         features: for each id, the raw values that are replaced, by feature or by the column that feeds it; None removes
         one, and names that the catalogue does not know are left out. Of several for one id the last counts. Rows keep
-        their numbers; new ids stand behind them in the order given. SchemaError where a value cannot be read.
+        their numbers; new ids stand behind them in the order given. SchemaError where a value cannot be read. It takes
+        the time of what changes, and now and then that of a column, into which the newest changes are written.
         """
         merged: dict[str, dict[str, Any]] = {}
         for item, its in zip(ids, features, strict=True):
@@ -113,9 +137,11 @@ class ArrowCatalogue(Catalogue):
         given = _Given(rows, [*merged.values()], total)
         grown = copy.copy(self)
         grown.encoded, grown.changed = self._encoded_with(given, prints, encoder)
-        grown.table = self._table_with(given, [*merged], encoder.schema)
+        grown._table = self._table_with(given, [*merged], encoder.schema)
         if len(new):
-            grown._index(prints[new])
+            grown._index(
+                prints[new], [item for item, row in zip(merged, rows.tolist(), strict=True) if row >= len(self)]
+            )
         return grown
 
     def changed_values(self, rows: np.ndarray) -> dict[str, list[Any]]:
@@ -145,28 +171,25 @@ class ArrowCatalogue(Catalogue):
                     changed[feature.name] = overlay.with_more(rows, [explicit(v, feature) for v in values])
         return encoded, changed
 
-    def _table_with(self, given: _Given, ids: list[str], schema: Schema) -> pa.Table:
-        feeding = {self.columns.get(f.name, f.column): f for f in schema.of_item()}
-        columns = {}
-        for name, column in zip(self.table.column_names, self.table.columns, strict=True):
-            feature = feeding.get(name)
-            rows, values = given.of(*(() if feature is None else (feature.name,)), name)
-            if name == self.key:
-                new = np.flatnonzero(given.rows >= len(self))
-                rows, values, feature = given.rows[new], [ids[n] for n in new], None
-            same = not len(rows) and given.total == len(self)
-            columns[name] = column if same else grown_raw(column, rows, values, feature, given.total)
-        return pa.table(columns)
+    def _table_with(self, given: _Given, ids: list[str], schema: Schema) -> GrownTable:
+        features = {self.columns.get(f.name, f.column): f for f in schema.of_item()}
+        features.pop(self.key, None)
+        told = {n: given.of(*((features[n].name,) if n in features else ()), n) for n in self.attributes}
+        new = np.flatnonzero(given.rows >= len(self))
+        told[self.key] = given.rows[new], [ids[n] for n in new]
+        return self._table.with_more(told, features, given.total)
 
-    def _index(self, prints: np.ndarray) -> None:
+    def _index(self, prints: np.ndarray, ids: list[str]) -> None:
         """More rows behind the last, findable by their ids."""
-        first = len(self)
-        order = np.argsort(prints, kind="stable")
-        at = np.searchsorted(self._sorted, prints[order])
-        self._order = np.insert(self._order, at, first + order)
-        self._sorted = np.insert(self._sorted, at, prints[order])
-        self.prints = np.concatenate([self.prints, prints])
-        self._ids = one_array(self.table.column(self.key))
+        self.prints = appended(self.prints, prints)
+        self._new_ids = appended(self._new_ids, np.array(ids, object))
+        first = len(self.prints) - len(prints) - len(self._new_places[0])
+        self._new_places = _sorted(self.prints[first:], first)
+        if len(self.prints) - first > most_beside(first):
+            (old, rows), (new, new_rows) = self._places, self._new_places
+            at = np.searchsorted(old, new)
+            self._places = np.insert(old, at, new), np.insert(rows, at, new_rows)
+            self._new_places = _sorted(prints[:0], 0)
 
     def save(self, folder: Path) -> None:
         """Writes `items.arrow` and `encoded.safetensors` into an existing folder."""
@@ -219,6 +242,21 @@ class _Given:
 
 
 _SILENT = object()
+
+
+def _sorted(prints: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprints int64 [n] of the rows from `first` on -> ascending, with their rows."""
+    order = np.argsort(prints, kind="stable")
+    return prints[order], first + order
+
+
+def _found(places: tuple[np.ndarray, np.ndarray], prints: np.ndarray) -> np.ndarray:
+    """Rows of fingerprints int64 [n], -1 where they are not among these."""
+    known, rows = places
+    if not len(known):
+        return np.full(len(prints), -1, dtype=np.int64)
+    at = np.minimum(np.searchsorted(known, prints), len(known) - 1)
+    return np.where(known[at] == prints, rows[at], -1)
 
 
 def text_ids(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -1,21 +1,26 @@
-"""Columns of a catalogue with some rows replaced and more behind them; what was there is not touched."""
+"""Columns of a catalogue with some rows replaced and more behind them; what was there is not touched.
+
+What differs lies beside a column, so that a change costs what it says; it is written into the column before it is much.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from engine.data.encoding import ArrowColumn, Encoded, arrow_column, is_missing, one_array, without_nan
-from engine.hashing import canonical
+from engine.data.encoding import Encoded, is_missing, taken
 from engine.schema import FeatureSpec
 
-_CHUNKS = 64
-"""Pieces of a raw column that may lie behind one another before they are joined."""
+_BESIDE = 1024
+
+
+def most_beside(rows: int) -> int:
+    """How many rows may differ from a column of so many before they are written into it: each change copies them."""
+    return max(_BESIDE, rows // 64)
 
 
 @dataclass(frozen=True)
@@ -31,23 +36,34 @@ class Overlay:
 
     def with_more(self, rows: np.ndarray, values: Sequence[Any]) -> Self:
         """Distinct rows and their values, in place of older ones."""
-        every = np.fromiter(values, dtype=object, count=len(values))
-        left = ~np.isin(self.rows, rows)
-        rows, every = np.concatenate([self.rows[left], rows]), np.concatenate([self.values[left], every])
         order = np.argsort(rows, kind="stable")
-        return type(self)(rows[order], every[order])
+        rows, fresh = rows[order], np.fromiter(values, dtype=object, count=len(values))[order]
+        at, known = self.places(rows)
+        held = self.values.copy()
+        held[at[known]] = fresh[known]
+        new = ~known
+        return type(self)(np.insert(self.rows, at[new], rows[new]), np.insert(held, at[new], fresh[new]))
+
+    def places(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows int64 [n]: their places int64 [n] here, and whether they are here, bool [n]."""
+        return _places(self.rows, rows)
 
     def of(self, rows: np.ndarray) -> list[Any] | None:
         """Values of rows int64 [n], None where the bundle's stands; None in place of the list where all do."""
-        if not len(self.rows):
-            return None
-        at = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
-        hit = self.rows[at] == rows
+        at, hit = self.places(rows)
         if not hit.any():
             return None
-        found = self.values[at]
-        found[~hit] = None
+        found = np.full(len(rows), None, dtype=object)
+        found[hit] = self.values[at[hit]]
         return [*found]
+
+
+def _places(known: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows int64 [n]: their places int64 [n] in `known`, which ascends, and whether they are there, bool [n]."""
+    at = np.searchsorted(known, rows)
+    there = at < len(known)
+    there[there] = known[at[there]] == rows[there]
+    return at, there
 
 
 def explicit(value: Any, feature: FeatureSpec) -> Any:
@@ -57,22 +73,69 @@ def explicit(value: Any, feature: FeatureSpec) -> Any:
     return [] if feature.is_jagged else "nan" if feature.kind == "numeric" else ""
 
 
+class GrownEncoded(Encoded):
+    """A column of total + 1 rows over one of n + 1, the last of both what an unknown thing reads.
+
+    rows int64 [k], ascending: those that read `fresh` [k]; others behind the n read as unknown. `values` and `offsets`
+    are made when somebody asks for all of them.
+    """
+
+    def __init__(self, base: Encoded, rows: np.ndarray, fresh: Encoded, total: int) -> None:
+        self.base, self.rows, self.fresh, self.total = base, rows, fresh, total
+
+    def __len__(self) -> int:
+        return self.total + 1
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        unknown = len(self.base) - 1
+        at, hit = _places(self.rows, rows)
+        before = np.where((rows < 0) | (rows > unknown), unknown, rows)
+        if not hit.any():
+            return self.base.take(before)
+        old, new = taken(self.base, before[~hit]), taken(self.fresh, at[hit])
+        order = np.empty(len(rows), dtype=np.int64)
+        order[~hit], order[hit] = np.arange(len(old)), len(old) + np.arange(len(new))
+        return _behind(old, new).take(order)
+
+    def with_more(self, rows: np.ndarray, fresh: Encoded, total: int) -> Self:
+        """Rows int64 [m], distinct, read `fresh` [m]."""
+        left = np.flatnonzero(~np.isin(self.rows, rows))
+        every = np.concatenate([self.rows[left], rows])
+        order = np.argsort(every, kind="stable")
+        return type(self)(self.base, every[order], taken(_behind(taken(self.fresh, left), fresh), order), total)
+
+    @cached_property
+    def _whole(self) -> Encoded:
+        return taken(self, np.append(np.arange(self.total), -1))
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._whole.values
+
+    @property
+    def offsets(self) -> np.ndarray | None:
+        return self._whole.offsets
+
+
 def grown_encoded(column: Encoded, rows: np.ndarray, fresh: Encoded, total: int) -> Encoded:
     """column: of n + 1 rows, the last what an unknown thing reads; rows int64 [m], distinct, get `fresh` [m].
 
     -> total + 1 rows: new ones without a value read as unknown.
     """
-    known = len(column) - 1
-    source = np.full(total + 1, known, dtype=np.int64)
-    source[:known] = np.arange(known)
-    source[rows] = known + 1 + np.arange(len(rows))
-    values = np.concatenate([column.values, fresh.values.astype(column.values.dtype, copy=False)])
-    if column.offsets is None or fresh.offsets is None:
-        return Encoded(values[source])
-    both = Encoded(values, np.concatenate([column.offsets, fresh.offsets[1:] + column.offsets[-1]]))
-    taken, lengths = both.take(source)
-    assert lengths is not None
-    return Encoded(taken, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    if not isinstance(column, GrownEncoded):
+        column = GrownEncoded(column, np.empty(0, np.int64), taken(column, np.empty(0, np.int64)), len(column) - 1)
+    grown = column.with_more(rows, fresh, total)
+    if len(grown.rows) > most_beside(len(column.base)):
+        return Encoded(grown.values, grown.offsets)
+    return grown
+
+
+def _behind(first: Encoded, second: Encoded) -> Encoded:
+    """The second column's rows behind the first's, as values of its type."""
+    values = np.concatenate([first.values, second.values.astype(first.values.dtype, copy=False)])
+    if first.offsets is None or second.offsets is None:
+        return Encoded(values)
+    return Encoded(values, np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]))
 
 
 def unknown_column(feature: FeatureSpec, neutral: int | float, rows: int) -> Encoded:
@@ -80,57 +143,3 @@ def unknown_column(feature: FeatureSpec, neutral: int | float, rows: int) -> Enc
     if feature.is_jagged:
         return Encoded(np.empty(0, np.int64), np.zeros(rows + 2, np.int64))
     return Encoded(np.full(rows + 1, neutral, np.float32 if feature.is_dense else np.int64))
-
-
-def grown_raw(
-    column: pa.ChunkedArray, rows: np.ndarray, values: Sequence[Any], feature: FeatureSpec | None, total: int
-) -> pa.ChunkedArray:
-    """As `grown_encoded`, for raw values: of a type that holds old and new, null where there is none."""
-    known = len(column)
-    if pa.types.is_dictionary(column.type):
-        column = pa.chunked_array([one_array(column).dictionary_decode()])
-    fresh = _raw(values, feature, column.type)
-    if fresh.type != column.type:
-        column = pa.chunked_array([_wider(column, fresh.type)])
-    old = rows < known
-    if old.any():
-        source = np.arange(known)
-        source[rows[old]] = known + np.flatnonzero(old)
-        both = pa.chunked_array([*column.chunks, fresh], column.type)
-        column = pa.chunked_array([one_array(both.take(pa.array(source)))], column.type)
-    if total > known:
-        behind = np.full(total - known, -1, dtype=np.int64)
-        behind[rows[~old] - known] = np.flatnonzero(~old)
-        column = pa.chunked_array([*column.chunks, fresh.take(pa.array(behind, mask=behind < 0))], column.type)
-    return column if column.num_chunks <= _CHUNKS else pa.chunked_array([one_array(column)], column.type)
-
-
-def _raw(values: Sequence[Any], feature: FeatureSpec | None, wanted: pa.DataType) -> pa.Array:
-    """As the column's type where it can hold them, else as numbers, lists or text."""
-    if feature is not None and feature.kind == "numeric":
-        array = without_nan(arrow_column(values, feature))
-    elif feature is not None and feature.is_jagged:
-        array = arrow_column(values, feature)
-        if pa.types.is_string(wanted) or pa.types.is_large_string(wanted):
-            text = pc.binary_join(array, feature.separator)
-            array = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
-    else:
-        array = pa.array([None if is_missing(v) else _text(v) for v in values], pa.string())
-    try:
-        return array.cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return array
-
-
-def _text(value: Any) -> str:
-    return "|".join(map(canonical, value)) if isinstance(value, list | tuple) else canonical(value)
-
-
-def _wider(column: ArrowColumn, wanted: pa.DataType) -> pa.Array:
-    column = one_array(column)
-    try:
-        if not pa.types.is_string(wanted) or pa.types.is_nested(column.type):
-            return column.cast(wanted)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        pass
-    return pa.array([None if v is None else _text(v) for v in column.to_pylist()], pa.string()).cast(wanted)

@@ -1,8 +1,8 @@
 """Items that come or change while serving: from item events into catalogue, retriever and scorer, aside of requests.
 
-Events wait for a moment and enter together: the catalogue is copied where it changes, sources and rerankers are made
-over the copy, the scorer gets the items' vectors, and then one pointer is set. A request that began before ends with
-what it began with.
+Events wait for a moment and enter together: a catalogue that has grown by them takes the place of the one before, with
+sources and rerankers over it, the scorer gets the items' vectors, and then one pointer is set. A request that began
+before ends with what it began with.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class LiveItems:
     # ------------------------------------------------------------------------------------------------ events
     def check(self, item: str, features: Mapping[str, Any]) -> dict[str, Any]:
         """The features that the catalogue can hold. EventError: a value that cannot be read, or one item too many."""
-        schema, table = self.holder.served.schema, self.holder.served.catalogue.table
+        schema, catalogue = self.holder.served.schema, self.holder.served.catalogue
         of_item = schema.of_item()
         for feature in of_item:
             value = features.get(feature.name, features.get(feature.column))
@@ -88,7 +88,7 @@ class LiveItems:
                     raise EventError(f"data.features.{feature.name} is numeric, got {str(value)[:64]!r}") from None
         if item not in self._said and len(self._said) + len(self._waiting) >= self.most:
             raise EventError(f"{self.most} items were added or changed since the bundle was made: train a new one")
-        known = {*table.column_names, *(f.name for f in of_item), *(f.column for f in of_item)} - {schema.item}
+        known = {*catalogue.attributes, *(f.name for f in of_item), *(f.column for f in of_item)} - {schema.item}
         return {name: value for name, value in features.items() if name in known}
 
     def add(self, item: str | int, features: Mapping[str, Any], seconds: float) -> None:

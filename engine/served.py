@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.appended import appended
 from engine.bundle import Bundle
 from engine.catalogue import ArrowCatalogue
 from engine.components import (
@@ -81,10 +82,10 @@ class Served:
         return cls(bundle, context, (), (), _by_positives(context), config, plugins)._assembled()
 
     def _assembled(self) -> Served:
-        """With sources and rerankers made anew over the context; without plugins those that are there stay."""
+        """With sources and rerankers over the context; without plugins those that are there stay."""
         if self.plugins is None:
             return self
-        sources = [
+        sources = [(name, k, source.grown(self.context)) for name, k, source in self.sources] or [
             (use.name, use.k, component(self.plugins, "candidate_sources", use, self.context))
             for use in self.config.sources
         ]
@@ -113,25 +114,25 @@ class Served:
     def with_items(self, ids: Sequence[str], features: Sequence[Mapping[str, Any]], seconds: Sequence[float]) -> Served:
         """One in which these items read otherwise, or are new (see `ArrowCatalogue.updated`); this one stays as it is.
 
-        seconds: when each was said, the newest event of a new item. The retriever is shared and takes the vectors that
-        the bundle's encoder makes of the items, except where a learner gave one. SchemaError: a value cannot be read;
+        seconds: when each was said, the newest event of a new item. The retriever and the vectors are shared, and take
+        what the encoder makes of the items, except where a learner gave a vector. SchemaError: a value cannot be read;
         ItemsRefused: the encoder makes no finite vector of some items. Nothing was changed then.
         """
         before, catalogue = self.catalogue, self.catalogue.updated(ids, features, self.bundle.encoder)
         new = len(catalogue) - len(before)
         rows = catalogue.rows(ids)
-        latest = np.concatenate([self.context.latest, np.zeros(new, np.int64)])
+        came = np.zeros(new, np.int64)
         is_new = rows >= len(before)
-        np.maximum.at(latest, rows[is_new], np.asarray(seconds, dtype=np.float64).astype(np.int64)[is_new])
+        np.maximum.at(came, rows[is_new] - len(before), np.asarray(seconds, dtype=np.float64).astype(np.int64)[is_new])
         tower = self.tower
         context = replace(
             self.context,
             catalogue=catalogue,
-            counts=np.concatenate([self.context.counts, np.zeros(new, np.int64)]),
-            latest=latest,
+            counts=appended(self.context.counts, np.zeros(new, np.int64)),
+            latest=appended(self.context.latest, came),
             encode_user=None if tower is None else UserEncoder(self.bundle, tower, catalogue),
         )
-        learned = None if self.learned is None else np.concatenate([self.learned, np.zeros(new, bool)])
+        learned = None if self.learned is None else appended(self.learned, np.zeros(new, bool))
         if tower is not None and context.vectors is not None:
             read = np.unique(rows)
             read = read if learned is None else read[~learned[read]]
@@ -139,11 +140,11 @@ class Served:
             whole = np.isfinite(vectors).all(axis=1)
             if not whole.all():
                 raise ItemsRefused("the encoder makes no finite vector of", catalogue.ids(read[~whole]))
-            context.vectors = np.concatenate([context.vectors, np.zeros((new, vectors.shape[1]), np.float32)])
+            context.vectors = appended(context.vectors, np.zeros((new, vectors.shape[1]), np.float32))
             context.vectors[read] = vectors
             if context.retriever is not None and len(read):
                 context.retriever.upsert(read, vectors)
-        popular = np.concatenate([self.popular, np.arange(len(before), len(catalogue))])  # without a positive: last
+        popular = appended(self.popular, np.arange(len(before), len(catalogue)))  # without a positive: last
         return replace(self, context=context, popular=popular, learned=learned)._assembled()
 
     def with_encoder(self, part: Delta) -> Served:

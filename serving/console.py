@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-import pyarrow as pa
+import numpy as np
 
 from engine.components import UserState
 from engine.deadline import Deadline
@@ -77,14 +77,11 @@ class ServerConsole:
     def _details(self, rows: list[int]) -> list[str]:
         """The items' first attributes in words, a line an item."""
         served = self.server.service.pipeline.served
-        table, catalogue = served.catalogue.table, served.catalogue
+        catalogue = served.catalogue
         separators = {f.column: f.separator for f in served.schema.of_item() if f.kind == "multi"}
-        names = [n for n in table.column_names if n not in (catalogue.key, catalogue.title_column)][:_ATTRIBUTES]
+        names = [n for n in catalogue.attributes if n not in (catalogue.key, catalogue.title_column)][:_ATTRIBUTES]
         columns = [
-            [
-                _words(value, separators.get(name))
-                for value in table.column(name).take(pa.array(rows, pa.int64())).to_pylist()
-            ]
+            [_words(value, separators.get(name)) for value in catalogue.raw(name, np.array(rows, dtype=np.int64))]
             for name in names
         ]
         return [" · ".join(word for word in words if word) for words in zip(*columns, strict=True)] or [""] * len(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -243,18 +244,63 @@ CHANGE = st.fixed_dictionaries(
 
 
 @ANY_SPEED
-@given(st.lists(st.lists(st.tuples(ITEM, CHANGE), max_size=6), max_size=5))
-def test_any_batches_of_changes_end_as_one_table_would(batches: list[list[tuple[str, dict[str, Any]]]]) -> None:
+@given(st.lists(st.lists(st.tuples(ITEM, CHANGE), max_size=6), max_size=5), st.sampled_from([0, 2, 1024]))
+def test_any_batches_of_changes_end_as_one_table_would(
+    batches: list[list[tuple[str, dict[str, Any]]]], beside: int
+) -> None:
+    """Every catalogue on the way stays what it was, also where what lies beside its columns is written into them."""
     catalogue, encoder = small()
     truth = {item: {k: v[n] for k, v in COLUMNS.items()} for n, item in enumerate("abc")}
-    for batch in batches:
-        catalogue = catalogue.updated([item for item, _ in batch], [change for _, change in batch], encoder)
-        for item, change in batch:
-            blank = dict.fromkeys(COLUMNS) | {"item_id": item}
-            truth.setdefault(item, blank).update(change)
-    columns = {name: [row[name] for row in truth.values()] for name in COLUMNS}
-    columns["tags"] = ["|".join(t) if isinstance(t, list) else t for t in columns["tags"]]
-    same_encoded(catalogue.encoded, encoded_from(columns, encoder))
-    assert catalogue.ids(np.arange(len(catalogue))) == list(truth)
-    assert catalogue.rows(list(truth)).tolist() == list(range(len(truth)))
-    assert catalogue.column("year").to_pylist() == columns["year"]
+    on_the_way = [(catalogue, dict(COLUMNS))]
+    with mock.patch("engine.grown_columns._BESIDE", beside):
+        for batch in batches:
+            catalogue = catalogue.updated([item for item, _ in batch], [change for _, change in batch], encoder)
+            for item, change in batch:
+                blank = dict.fromkeys(COLUMNS) | {"item_id": item}
+                truth.setdefault(item, blank).update(change)
+            columns = {name: [row[name] for row in truth.values()] for name in COLUMNS}
+            columns["tags"] = ["|".join(t) or None if isinstance(t, list) else t for t in columns["tags"]]
+            on_the_way.append((catalogue, columns))
+    for then, columns in on_the_way:
+        assert_holds(then, columns, encoder)
+
+
+def assert_holds(catalogue: ArrowCatalogue, columns: Mapping[str, list[Any]], encoder: FeatureEncoder) -> None:
+    """By rows in any order, an unknown one among them, and then as a whole."""
+    ids, total = columns["item_id"], len(columns["item_id"])
+    rows = np.random.default_rng(total).permutation(np.append(np.arange(total), -1))
+    known, wanted = rows[rows >= 0], encoded_from(dict(columns), encoder)
+    for name, column in wanted.items():
+        for mine, theirs in zip(catalogue.encoded[name].take(rows), column.take(rows), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        assert len(catalogue.encoded[name]) == total + 1
+    for name, values in columns.items():
+        assert catalogue.raw(name, known) == [values[row] for row in known]
+    assert catalogue.ids(known) == [ids[row] for row in known]
+    assert catalogue.rows([*ids, "nobody's"]).tolist() == [*range(total), -1]
+    assert [catalogue.title(row) for row in range(total)] == [
+        title or item for title, item in zip(columns["title"], ids, strict=True)
+    ]
+    same_encoded(catalogue.encoded, wanted)
+    assert catalogue.table.to_pydict() == dict(columns)
+
+
+def test_two_catalogues_may_grow_from_one() -> None:
+    """The second finds the room behind the first's rows taken."""
+    before, encoder = small()
+    one = before.updated(["n"], [{"year": 1}], encoder)
+    two, three = one.updated(["p"], [{"year": 2}], encoder), one.updated(["q", "r"], [{"year": 3}, {}], encoder)
+    assert two.ids(np.arange(5)) == ["a", "b", "c", "n", "p"]
+    assert three.ids(np.arange(6)) == ["a", "b", "c", "n", "q", "r"]
+    assert two.rows(["p", "q"]).tolist() == [4, -1]
+    assert three.rows(["p", "q", "r"]).tolist() == [-1, 4, 5]
+    assert two.raw("year", np.array([3, 4])) == [1, 2]
+    assert three.raw("year", np.array([3, 4, 5])) == [1, 3, None]
+
+
+def test_the_unknown_reads_nothing_though_rows_came_behind() -> None:
+    before, _ = small()
+    with pytest.raises(IndexError):
+        before.ids(np.array([-1]))
+    with pytest.raises(IndexError):
+        before.updated(["n"], [{}], FeatureEncoder(SCHEMA, NUMERIC)).ids(np.array([0, -1, 3]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -77,6 +77,14 @@ class CandidateSource(Component, ABC):
 
     @abstractmethod
     def candidates(self, user: UserState, request: Mapping[str, Any], k: int) -> Candidates: ...
+
+    def grown(self, context: SourceContext) -> Self:
+        """This source over a catalogue that has grown from its own; a request that has this one goes on with it.
+
+        Rows keep their numbers and their `counts` and `latest`; new ones stand behind them. Made anew by default; a
+        source that sorts or reads all items may take over what it knows, as this is called for each few item events.
+        """
+        return type(self)(self.options, context)
 
 
 class Reranker(Component, ABC):

@@ -18,6 +18,7 @@ from engine.data.encoding import (
     arrow_column,
     encode_raw,
     is_missing,
+    taken,
 )
 from engine.data.numeric import NumericTransforms
 from engine.errors import SchemaError
@@ -146,7 +147,7 @@ class FeatureEncoder:
         known = catalogue.encoded.get(feature.name)
         if known is None:
             return self.encode_values(feature.name, [None] * len(rows) if given is None else given)
-        stored = _taken(known, rows)
+        stored = taken(known, rows)
         if given is None:
             return stored
         absent = np.fromiter((is_missing(v) for v in given), dtype=bool, count=len(given))
@@ -172,7 +173,7 @@ class FeatureEncoder:
                 if self.names_item(self.schema[sequence.of]):
                     values = past[: sequence.max_length]
                 elif (known := catalogue.encoded.get(sequence.of)) is not None:
-                    values = known.values[catalogue.rows_of(past[: sequence.max_length])]
+                    values, _ = known.take(catalogue.rows_of(past[: sequence.max_length]))
             out[sequence.name] = (values, np.array([len(values)]))
         return out
 
@@ -183,19 +184,10 @@ def _matrix(columns: list[np.ndarray], rows: int) -> torch.Tensor:
     return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32, copy=False))
 
 
-def _taken(column: Encoded, rows: np.ndarray) -> Encoded:
-    values, lengths = column.take(rows)
-    if lengths is None:
-        return Encoded(values)
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    lengths.cumsum(out=offsets[1:])
-    return Encoded(values, offsets)
-
-
 def _choose(first: np.ndarray, a: Encoded, b: Encoded) -> Encoded:
     """Row by row from `a` where `first` (bool [n]), else from `b`."""
     if a.offsets is None or b.offsets is None:
         return Encoded(np.where(first, a.values, b.values))
     rows = np.arange(len(first)) + np.where(first, 0, len(a))
     offsets = np.concatenate([a.offsets, b.offsets[1:] + a.offsets[-1]])
-    return _taken(Encoded(np.concatenate([a.values, b.values]), offsets), rows)
+    return taken(Encoded(np.concatenate([a.values, b.values]), offsets), rows)

@@ -49,6 +49,16 @@ class Encoded:
         return type(self)(self.values, np.append(self.offsets, self.offsets[-1]))
 
 
+def taken(column: Encoded, rows: np.ndarray) -> Encoded:
+    """A column of these rows of another; row -1 is the last."""
+    values, lengths = column.take(rows)
+    if lengths is None:
+        return Encoded(values)
+    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    lengths.cumsum(out=offsets[1:])
+    return Encoded(values, offsets)
+
+
 def ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """start[i], start[i] + 1, ... for lengths[i] values each, behind one another: int64 [sum(lengths)]."""
     ends = np.cumsum(lengths)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from engine.appended import appended
 from engine.components import Candidates, CandidateSource, PluginOptions, SourceContext, UserState
 from engine.hookspecs import hookimpl
 
@@ -28,6 +30,17 @@ class PopularSource(CandidateSource):
     def candidates(self, user: UserState, request: Mapping[str, Any], k: int) -> Candidates:
         """The same k items for everybody; ties by catalogue row."""
         return Candidates(self._rows[:k], self._scores[:k])
+
+    def grown(self, context: SourceContext) -> Self:
+        """New items behind the others: none of them has a positive."""
+        new = np.arange(len(self._rows), len(context.counts), dtype=np.int64)
+        if context.counts[new].any():
+            return type(self)(self.options, context)
+        grown = copy.copy(self)
+        grown.context = context
+        grown._rows = appended(self._rows, new)
+        grown._scores = appended(self._scores, np.zeros(len(new), np.float32))
+        return grown
 
 
 @hookimpl

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,14 +23,30 @@ class RecentSource(CandidateSource):
 
     def __init__(self, options: PluginOptions, context: SourceContext) -> None:
         super().__init__(options, context)
-        order = np.argsort(-context.latest, kind="stable").astype(np.int64)
-        self._rows = order[context.latest[order] > 0]
-        times = context.latest[self._rows].astype(np.float64)
-        self._scores = (times / times[0] if len(times) else times).astype(np.float32)
+        self._rows = _newest_first(context.latest, 0)
+        self._known = len(context.latest)  # rows that those are of
+        self._new_rows = self._rows[:0]  # of items that came since
 
     def candidates(self, user: UserState, request: Mapping[str, Any], k: int) -> Candidates:
         """The same k items for everybody; ties by catalogue row."""
-        return Candidates(self._rows[:k], self._scores[:k])
+        rows, latest = np.concatenate([self._rows[:k], self._new_rows[:k]]), self.context.latest
+        rows = rows[np.argsort(-latest[rows], kind="stable")][:k]
+        times = latest[rows].astype(np.float64)
+        return Candidates(rows, (times / times[0] if len(times) else times).astype(np.float32))
+
+    def grown(self, context: SourceContext) -> Self:
+        """Only what came since is sorted, until it is much."""
+        if len(context.latest) - self._known > max(1024, self._known // 64):
+            return type(self)(self.options, context)
+        grown = copy.copy(self)
+        grown.context, grown._new_rows = context, _newest_first(context.latest, self._known)
+        return grown
+
+
+def _newest_first(latest: np.ndarray, first: int) -> np.ndarray:
+    """Rows int64 from `first` on that have an event."""
+    order = np.argsort(-latest[first:], kind="stable").astype(np.int64) + first
+    return order[latest[order] > 0]
 
 
 @hookimpl

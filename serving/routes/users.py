@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response
 
@@ -35,7 +36,7 @@ def router(server: Server) -> APIRouter:
         row = int(catalogue.rows([item])[0])
         if row < 0:
             raise RequestError("the catalogue has no such item", status=404)
-        attributes: dict[str, Any] = catalogue.table.slice(row, 1).to_pylist()[0]
+        attributes = {name: catalogue.raw(name, np.array([row]))[0] for name in catalogue.attributes}
         return CatalogueItemOut(item, catalogue.title(row), attributes)
 
     @routes.get("/users", summary="Users that are known", responses=gives(UsersOut, "Their ids, in order", 422))

@@ -56,6 +56,30 @@ def test_recent_goes_by_the_newest_event_and_leaves_out_items_without_one() -> N
     assert found.scores.tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
+@pytest.mark.parametrize("kind", [PopularSource, RecentSource])
+def test_a_source_that_grows_proposes_what_one_made_anew_would(kind: type[PopularSource] | type[RecentSource]) -> None:
+    """Item by item and many at once, equal times among them; those before go on with what they began with."""
+    rng = np.random.default_rng(3)
+    before = source = kind(kind.Options(), context())
+    first = before.candidates(USER, {}, 9)
+    counts, latest = source.context.counts, source.context.latest
+    for came in (1, 0, 2, 1, 2000, 3):
+        counts = np.concatenate([counts, np.zeros(came, np.int64)])
+        latest = np.concatenate([latest, rng.integers(0, 500, came)])
+        source = source.grown(context(counts=counts, latest=latest))
+        for k in (1, 4, 10_000):
+            mine = source.candidates(USER, {}, k)
+            wanted = kind(kind.Options(), context(counts=counts, latest=latest)).candidates(USER, {}, k)
+            assert mine.rows.tolist() == wanted.rows.tolist()
+            np.testing.assert_array_equal(mine.scores, wanted.scores)
+            assert mine.rows.dtype == np.int64
+            assert mine.scores.dtype == np.float32
+    assert before.candidates(USER, {}, 9).rows.tolist() == first.rows.tolist()
+    source = source.grown(context(counts=np.append(counts, 10), latest=np.append(latest, 0)))
+    if kind is PopularSource:
+        assert source.candidates(USER, {}, 1).rows.tolist() == [len(counts)]
+
+
 def test_a_world_without_events_has_no_recent_items() -> None:
     source = RecentSource(RecentSource.Options(), context(latest=np.zeros(6, dtype=np.int64)))
     assert len(source.candidates(USER, {}, 10).rows) == 0

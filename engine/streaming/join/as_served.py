@@ -93,7 +93,7 @@ def _sequences(
                 kept = np.minimum(lengths, sequence.max_length)
             elif known is not None:
                 rows = catalogue.rows_of(past) if rows is None else rows
-                kept, values = np.minimum(lengths, sequence.max_length), known.values[rows]
+                kept, values = np.minimum(lengths, sequence.max_length), known.take(rows)[0]
         out[sequence.name] = Encoded(values[ranges(begin, kept)], np.concatenate([[0], np.cumsum(kept)]))
     return out
 
