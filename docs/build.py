@@ -21,7 +21,7 @@ from engine.schema import FeatureSpec
 from engine.streaming.events.event_schemas import write_schemas
 from serving.errors import PROBLEMS
 from serving.openapi import publish
-from serving.routes import events, explain, health, models, rank, users
+from serving.routes import events, explain, health, models, oip, rank, users
 
 FOLDER = Path(__file__).parent
 INT64 = 2**63 - 1
@@ -41,7 +41,8 @@ def plugins_page() -> str:
     ]
     places: dict[str, list[str]] = {}
     for place, kind in COMPONENT_KINDS.items():
-        places.setdefault(kind, []).append("`" + key(place).replace(".*", "[]") + "`")
+        named = key(place).replace("feedback.*", "feedback.TASK").replace(".*", "[]")
+        places.setdefault(kind, []).append(f"`{named}`")
     rows = [row for row in plugins.table() if row.distribution == "plexrank"]
     for kind in KINDS:
         lines += [
@@ -205,8 +206,10 @@ def errors_page() -> str:
 def api_page() -> str:
     """Every route, from the OpenAPI document that the server publishes at /openapi.json."""
     app = FastAPI(title="plexrank", version=__version__)
-    for routes in (rank, events, explain, users, models, health):
+    for routes in (rank, events, explain, users, models):
         app.include_router(routes.router(MagicMock()))  # no server behind them: only their shapes are read
+    for probed in (health, oip):
+        app.include_router(probed.router(MagicMock(), MagicMock()))
     publish(app, secured=True)
     document = app.openapi()
     lines = ["# HTTP API\n", NOTE, "The server publishes this as `/openapi.json`, and as a page at `/docs`.\n"]
