@@ -33,7 +33,7 @@ from engine.inference.live_files import (
     naming,
     placed,
 )
-from engine.inference.live_state import Record, StatePage
+from engine.inference.live_state import NAME, Record, StatePage
 from engine.inference.live_view import LiveView, built, check, view_of
 from engine.item_side import HeldItems, ItemSide
 from engine.model import build_model
@@ -80,6 +80,8 @@ def enter(folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int, timeo
         if _entered(folder, bundle):
             return
         remove_others(folder, None)
+        for left in folder.glob(f".{NAME}.*"):
+            left.unlink()
         made = make(folder, 1, bundle, plugins, most_bytes, bundle_source(bundle, plugins), {}, bundle.version)
         StatePage.create(folder, bundle, Record.of(1, 1, made.dense))
 
