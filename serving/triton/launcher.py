@@ -164,13 +164,16 @@ class ServerProcess:
         """The end of what the server said."""
         return self._child.last_words(5) or "it said nothing"
 
-    def terminate(self) -> None:
-        """Asks it to end; for a signal handler."""
-        if self.identity is not None:
-            self.identity.send(signal.SIGTERM)
+    def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Asks it to end, or ends it and all its models' processes with SIGKILL, and waits for nothing."""
+        stubs = self.stubs.alive() if number == signal.SIGKILL else []
+        for process in (self.identity, *(stub.process for stub in stubs)):
+            if process is not None:
+                process.send(number)
 
     def stop(self, grace: float = _EXIT_SECONDS + 5.0) -> None:
         """SIGTERM; SIGKILL when it takes too long, or waits for processes that are dead. Removes its shared memory."""
+        self.stubs.tidy(now=True)
         stubs = self.stubs.alive()
         self.terminate()
         wait_until(lambda: bool(self.ended) or not any(stub.process.alive for stub in stubs), grace)
@@ -179,10 +182,8 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL to it and to all its models' processes; removes its shared memory."""
-        stubs = self.stubs.alive()
+        self.terminate(signal.SIGKILL)
         self._child.stop(0.0)
-        for stub in stubs:
-            stub.process.send(signal.SIGKILL)
-        wait_until(lambda: not any(stub.process.alive for stub in stubs), 5.0)
+        wait_until(lambda: not self.stubs.alive(), 5.0)
         self.client.close()
         shm.clear(self.launch.prefix)

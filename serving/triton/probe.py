@@ -34,10 +34,13 @@ def _test_of(folder: Path, changed: int) -> SelfTest:
     return SelfTest.open(folder)
 
 
-def try_version(client: TritonClient, folder: ModelFolder, version: str, timeout: float = SECONDS) -> VersionState:
-    """One real inference by one version, compared with what the in-process scorer said when it was exported.
+def try_version(
+    client: TritonClient, folder: ModelFolder, version: str, timeout: float = SECONDS, *, whole: bool = False
+) -> VersionState:
+    """A real inference by one version, compared with what the in-process scorer said when it was exported.
 
-    A model without `selftest.safetensors` has Triton's word only. TritonError where Triton does not answer or fails.
+    whole: all that were scored then, not the quick one alone. timeout: of each, in seconds. A model without
+    `selftest.safetensors` has Triton's word only. TritonError where Triton does not answer or fails.
     """
     place = folder.version(version)
     try:
@@ -53,7 +56,7 @@ def try_version(client: TritonClient, folder: ModelFolder, version: str, timeout
         return client.infer(folder.name, inputs, version, timeout)
 
     try:
-        answers = test.run(infer)
+        answers = test.run_all(infer) if whole else test.run(infer)
     except TritonError:
         raise
     except PlexrankError as error:
@@ -77,8 +80,11 @@ class Prober:
         self._repository = Path(state.repository)
         self._troubles: dict[tuple[str, str], _Trouble] = {}
 
-    def look(self, revive: bool = True, timeout: float = SECONDS) -> None:
-        """Every loaded version answers once. TritonError where the server itself does not."""
+    def look(self, timeout: float = SECONDS, *, first: bool = False) -> None:
+        """Every loaded version answers. TritonError where the server itself does not.
+
+        first: the whole self-test is asked, and nothing is brought back.
+        """
         self._stubs.tidy()
         died = self._stubs.died()
         models: dict[str, dict[str, VersionState]] = {}
@@ -86,17 +92,17 @@ class Prober:
         for listed in self._client.index(SECONDS):
             if listed.state == "READY":
                 key = (listed.model, listed.version)
-                found = self._version(*key, dead=key in died, revive=revive, timeout=timeout)
+                found = self._version(*key, dead=key in died, first=first, timeout=timeout)
                 models.setdefault(listed.model, {})[listed.version] = found
             elif listed.reason and listed.reason != "unloaded":
                 faults[listed.model] = f"version {listed.version or '?'}: {listed.reason}"
         self._note(models, faults)
 
-    def _version(self, model: str, version: str, *, dead: bool, revive: bool, timeout: float) -> VersionState:
+    def _version(self, model: str, version: str, *, dead: bool, first: bool, timeout: float) -> VersionState:
         folder = ModelFolder(self._repository / model)
         trouble = self._troubles.setdefault((model, version), _Trouble())
         try:
-            found = try_version(self._client, folder, version, timeout)
+            found = try_version(self._client, folder, version, timeout, whole=first)
         except TritonError as error:
             if error.code == "NOT_FOUND":  # unloaded since the index was read
                 return VersionState(False, tested=True, fault=str(error))
@@ -109,7 +115,7 @@ class Prober:
                 if trouble.attempts and time.monotonic() - trouble.since > _LONGEST:
                     trouble.attempts = 0
                 return found
-        if dead and revive and time.monotonic() >= trouble.next:
+        if dead and not first and time.monotonic() >= trouble.next:
             return self._revive(folder, version, trouble, found.fault or "the process of an instance ended")
         return found
 

@@ -14,7 +14,7 @@ from serving.triton.shm import FOLDER
 from serving.triton.state import Identity
 
 NAME = "triton_python_backend_stub"
-_LINGER = 30.0
+_LINGER = 10.0
 """Seconds that the process of a version that was replaced has to end requests that it began."""
 
 
@@ -34,13 +34,16 @@ class Stubs:
     def __init__(self, server: int) -> None:
         self._server = server
         self._known: dict[int, Stub] = {}
+        self._seen: set[Stub] = set()
         self._dead: dict[int, int] = {}
         self._done: set[int] = set()
         self._replaced: dict[Stub, float] = {}
 
     def alive(self) -> list[Stub]:
-        """Those that run, hung ones included."""
-        return [stub for stub in self._look() if stub.process.alive]
+        """Those that run, hung ones included, also when the server that was looked at before is dead."""
+        self._look()
+        self._seen = {stub for stub in self._seen if stub.process.alive}
+        return list(self._seen)
 
     def died(self) -> set[tuple[str, str]]:
         """(model, version) whose process ended though the server wants it, told until `replaced` is called.
@@ -67,16 +70,19 @@ class Stubs:
             self._dead.pop(stub.process.pid, None)
             self._replaced[stub] = time.monotonic() + _LINGER
 
-    def tidy(self) -> None:
-        """Ends replaced ones that hang; their MiB of shared memory, which Triton leaves, is given back."""
+    def tidy(self, now: bool = False) -> None:
+        """Ends replaced ones that do not end, at once or in time: Triton keeps the others of a dead one, and hung ones.
+
+        Their MiB of shared memory, which Triton leaves too, is given back.
+        """
         for stub, until in list(self._replaced.items()):
-            if stub.process.alive and time.monotonic() > until:
+            if stub.process.alive and (now or time.monotonic() > until):
                 stub.process.send(signal.SIGKILL)
             elif not stub.process.alive:
                 (FOLDER / stub.region).unlink(missing_ok=True)
                 del self._replaced[stub]
 
-    def _look(self) -> list[Stub]:
+    def _look(self) -> None:
         """Reads the server's children; pids that it has reaped are forgotten."""
         try:
             children = {child.pid: child for child in psutil.Process(self._server).children()}
@@ -88,7 +94,7 @@ class Stubs:
         for pid, child in children.items():
             if pid not in self._known and (stub := _read(child)) is not None:
                 self._known[pid] = stub
-        return list(self._known.values())
+                self._seen.add(stub)
 
 
 def _read(child: psutil.Process) -> Stub | None:

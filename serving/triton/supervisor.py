@@ -31,7 +31,10 @@ FOLLOW_LOG = "follow.log"
 _LONGEST = 10.0
 _WELL = 60.0
 """Seconds without a fault after which the server's earlier ends count no more."""
+_LEFT = 6.0
+"""Seconds more for what a killed supervisor has left, which was told to end when its parent did."""
 _WORDS = 600
+"""Characters of Triton's reason for a refusal; its start and its end say most."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Supervisor:
             server.wait_live(self.settings.timeout, self._stopping.is_set)
             refused = self._load(server, until)
             self._prober = Prober(server.client, server.stubs, self.state)
-            self._prober.look(revive=False, timeout=max(1.0, until - time.monotonic()))
+            self._prober.look(max(1.0, until - time.monotonic()), first=True)
             self._refuse_wrong(server)
             self.state.faults |= refused
             answering = [m for m, vs in self.state.models.items() if any(v.ready for v in vs.values())]
@@ -270,12 +273,15 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """A signal ends the server at once, also while this thread waits for it to load a model."""
+        """A signal also reaches the server at once: this thread may be waiting for it.
+
+        While it loads its first models nobody is served, and it would not end before they are loaded: it is killed.
+        """
 
         def stop(*_: object) -> None:
             self._stopping.set()
             if self._server is not None:
-                self._server.terminate()
+                self._server.terminate(signal.SIGTERM if self.state.phase == "ready" else signal.SIGKILL)
 
         names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         before = {number: signal.signal(number, stop) for number in names}
@@ -293,7 +299,7 @@ def _clear_leftovers(folder: Path) -> None:
         for left in filter(None, (held.follower, held.server)):
             if left.alive:
                 log.warning("process %d is left of an earlier run: it is ended", left.pid)
-                left.end(15.0)
+                left.end(_LEFT)
         shm.clear(held.prefix)
 
 
