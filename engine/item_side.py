@@ -229,9 +229,9 @@ class ItemSide:
         side.model, side._recent = model, RecentVectors()
         return side
 
-    def renewed(self, changed: Mapping[str, TableRows]) -> Self:
+    def renewed(self, changed: Mapping[str, TableRows], *, pause: bool = True) -> Self:
         """After rows of tables were written: the columns of the items that read them, and no vector of a request that
-        was made of them."""
+        was made of them. pause: as in `engine.streaming.deltas.apply.chunks`."""
         embedding = self.model.embedding
         if not isinstance(embedding, FrozenTables):
             return type(self)(self.model, self.encoder, self.catalogue, self.most_bytes)
@@ -240,7 +240,7 @@ class ItemSide:
         for name, readers in self._readers.items():
             part = changed.get(readers.table)
             if part is not None:
-                self._renew(name, readers.reading(part.rows, len(self.catalogue)))
+                self._renew(name, readers.reading(part.rows, len(self.catalogue)), pause=pause)
         side = copy.copy(self)
         side._recent = self._recent.without({n: p.rows for n, p in changed.items()}, embedding)
         return side
@@ -271,11 +271,11 @@ class ItemSide:
         side._rows.all().update(zip(catalogue.ids(new), new.tolist(), strict=True))
         return side
 
-    def _renew(self, name: str, rows: np.ndarray) -> None:
+    def _renew(self, name: str, rows: np.ndarray, *, pause: bool) -> None:
         """One feature's columns of these items, in place."""
         feature = self.encoder.schema[name]
         columns = self._vectors[:, self._place[name]]
-        for chunk in chunks(len(rows)):
+        for chunk in chunks(len(rows), pause=pause):
             some = rows[chunk]
             with torch.inference_mode():
                 made = _embedded(self.model, _ids(self.encoder, self.catalogue, some, [feature]), [feature])

@@ -149,7 +149,7 @@ def make(
         data = source.dense.encoded()
         allocate_dense(path, data)
         model = built(bundle, plugins, tables, source.dense.state)
-        apply.write_rows(model, rows)
+        apply.write_rows(model, rows, pause=False)
         side = ItemSide.make(model, bundle.encoder, bundle.catalogue, most_bytes)
         items, held = (None, None) if side is None else _items(path, side.held)
         layout = Layout(arrays, items)

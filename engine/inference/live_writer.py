@@ -144,7 +144,7 @@ class LiveWriter:
             self._generation.write_dense(record.slot, data)
         if delta.tables:
             self._page.dirty = True
-            write_rows(model, delta.tables)
+            write_rows(model, delta.tables, pause=False)
             view = view if items is None else replace(view, items=self._renewed(items, delta.tables))
         self._page.write(record)
         self._page.dirty = False
@@ -152,7 +152,7 @@ class LiveWriter:
 
     def _renewed(self, items: ItemSide, changed: Mapping[str, TableRows]) -> ItemSide:
         """The items' vectors, in the memory that is shared."""
-        held, renewed = items.held, items.renewed(changed)
+        held, renewed = items.held, items.renewed(changed, pause=False)
         if renewed.held.vectors is held.vectors:
             return renewed
         copy(renewed.held.vectors, held.vectors)  # of an embedding that is not read by rows, all are made anew

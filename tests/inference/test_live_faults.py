@@ -49,9 +49,8 @@ def _amid_rows() -> None:
     """After some of them."""
     write = apply.write_rows
 
-    def some(model: torch.nn.Module, parts: dict) -> None:
-        first = dict(list(parts.items())[:1])
-        write(model, first)
+    def some(model: torch.nn.Module, parts: dict, *, pause: bool) -> None:
+        write(model, dict(list(parts.items())[:1]), pause=pause)
         die()
 
     live_writer.write_rows = some

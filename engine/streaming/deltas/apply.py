@@ -24,6 +24,7 @@ from engine.streaming.deltas.delta import Delta, TableRows, version_of
 CHUNK = 500
 """Most rows that are written before other threads get their turn."""
 _PAUSE = 0.001
+_LARGE_CHUNK = 8192
 
 TABLES = "embedding.weights."
 """What a table's name follows in the model's state_dict."""
@@ -121,23 +122,29 @@ def _check_rows(where: str, weight: Tensor | None, part: TableRows) -> None:
         raise BundleError(f"{where}: row {rows[~np.isfinite(values).all(axis=1)][0]} is not finite")
 
 
-def write_rows(model: nn.Module, parts: Mapping[str, TableRows]) -> None:
-    """Checked rows into the tables, in place. The tables must be this process's own: those of a bundle are copied when
-    they are read, or mapped so that a page that is written to is copied."""
+def write_rows(model: nn.Module, parts: Mapping[str, TableRows], *, pause: bool = True) -> None:
+    """Checked rows into the tables, in place. The tables must be this process's to write: those of a bundle are copied
+    when they are read, or mapped so that a page that is written to is copied. pause: as in `chunks`."""
     weights = tables(model)
     for name, part in parts.items():
-        for chunk in chunks(len(part.rows)):
+        for chunk in chunks(len(part.rows), pause=pause):
             with torch.inference_mode():
                 rows, values = torch.from_numpy(part.rows[chunk]), torch.from_numpy(part.values[chunk])
                 weights[name].index_copy_(0, rows, values)
 
 
-def chunks(rows: int) -> Iterator[slice]:
+def chunks(rows: int, *, pause: bool = True) -> Iterator[slice]:
     """Slices of at most `CHUNK` rows; between two of them other threads get the interpreter, for long enough that a
-    request which was waiting for it gets on."""
-    for start in range(0, rows, CHUNK):
-        yield slice(start, min(start + CHUNK, rows))
-        time.sleep(_PAUSE)
+    request which was waiting for it gets on.
+
+    pause: False in a process of its own, which keeps no request from the interpreter: larger slices, one at once after
+        the other.
+    """
+    size = CHUNK if pause else _LARGE_CHUNK
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+        if pause:
+            time.sleep(_PAUSE)
 
 
 def with_own_dense(model: RankingModel) -> RankingModel:
