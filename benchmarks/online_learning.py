@@ -85,7 +85,7 @@ def _one(report: Report, name: str, seed: int, out: Path, plugins: Plugins, *, q
         most = 5_000 if quick else MOST[name]
         count = write(log, events(config, plugins, folder / "cache", after=0.5, most=most))
         report.tell(f"{name}, seed {seed}: learning from {count:,} events")
-        learner = Learner(config, log, out, plugins=plugins, bundle=bundle, reset_to="earliest")
+        learner = Learner(config, log, out, plugins=plugins, bundle=bundle, start="earliest")
         try:
             figures = learner.run("end")["figures"]
         finally:

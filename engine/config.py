@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
-from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
 from engine.config_learning import LearningConfig
-from engine.errors import PluginError
+from engine.config_plugins import NAME as NAME
+from engine.config_plugins import ComponentConfig as ComponentConfig
+from engine.config_plugins import component as _component
+from engine.config_plugins import default_name as default_name
+from engine.config_triton import TritonConfig
 from engine.schema import FeatureSpec, Schema
 from engine.section import Section
 
-NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 TASK = r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$"
-
-
-class ComponentConfig(Section):
-    """A plugin by name, with the options of its own model (see `plexrank plugins`)."""
-
-    name: str = Field(pattern=NAME, description="the plugin's name")
-    options: dict[str, Any] = Field(default_factory=dict, description="the plugin's options")
-
-
-@lru_cache(maxsize=1)
-def default_names() -> dict[str, str]:
-    """kind -> the plugin that stands where a configuration names none: entry-point group `plexrank.defaults`."""
-    found: dict[str, str] = {}
-    for point in entry_points(group="plexrank.defaults"):
-        if found.setdefault(point.name, point.value) != point.value:
-            raise PluginError(f"two defaults for {point.name}: '{found[point.name]}' and '{point.value}'")
-    return found
-
-
-def default_name(kind: str) -> str:
-    """The default plugin of one kind; PluginError where no distribution declares one."""
-    name = default_names().get(kind)
-    if name is None:
-        raise PluginError(f"no default for {kind}: name one in the configuration, or reinstall plexrank")
-    return name
-
-
-def _component(kind: str) -> Any:
-    return Field(
-        default_factory=lambda: ComponentConfig(name=default_name(kind)),
-        description=f"a plugin of kind {kind}",
-    )
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -201,6 +170,7 @@ class ServingConfig(Section):
     models: str | None = Field(None, description="registry whose current bundle is served, with a learner's deltas")
     history_cap: int = Field(200, ge=1, le=100_000, description="history items kept a user")
     limits: LimitsConfig = LimitsConfig()
+    triton: TritonConfig = TritonConfig()
     host: str = Field("127.0.0.1", description="a non-loopback address needs a token")
     port: int = Field(8080, ge=0, le=65535, description="0: any free one")
     token_env: str | None = Field(None, description="environment variable that holds the bearer token")
@@ -283,8 +253,9 @@ COMPONENT_KINDS: dict[tuple[str, ...], str] = {
     ("serving", "scorer"): "scorers",
     ("serving", "state_store"): "state_stores",
     ("serving", "event_log"): "event_logs",
+    ("learning", "join", "feedback", "*"): "delayed_feedback",
 }
-"""Where a configuration names a plugin -> the plugin's kind; `*` stands for each entry of a list."""
+"""Where a configuration names a plugin -> the plugin's kind; `*` stands for each entry of a list or of a mapping."""
 
 
 def components(tree: Any) -> Iterator[tuple[tuple[str | int, ...], str, Any]]:
@@ -302,7 +273,8 @@ def _reach(
     if not path:
         yield place, tree
     elif path[0] == "*":
-        for index, value in enumerate(tree if isinstance(tree, list) else []):
+        entries = tree.items() if isinstance(tree, dict) else enumerate(tree if isinstance(tree, list) else [])
+        for index, value in entries:
             yield from _reach(value, path[1:], (*place, index))
     else:
         value = tree.get(path[0]) if isinstance(tree, dict) else getattr(tree, path[0], None)

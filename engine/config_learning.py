@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from engine.config_plugins import ComponentConfig
 from engine.section import Section
 
 
@@ -19,6 +20,10 @@ class JoinConfig(Section):
     )
     window_seconds: float | dict[str, float] = Field(
         1800.0, description="how long after a ranking an interaction counts; one number, or task -> seconds"
+    )
+    feedback: dict[str, ComponentConfig] = Field(
+        default_factory=dict,
+        description="task -> plugin of kind delayed_feedback: what is learnt of an impression while its window is open",
     )
     lateness_seconds: float = Field(60.0, ge=0, description="how far events may be out of order")
     idle_seconds: float = Field(

@@ -129,7 +129,7 @@ def _join(config: Config) -> Iterator[tuple[Place, str]]:
     """What is said of a task that the model does not have would be lost without a word."""
     join, tasks = config.learning.join, list(config.data.labels)
     windows = join.window_seconds if isinstance(join.window_seconds, dict) else {}
-    for key, given in (("labels", join.labels), ("window_seconds", windows)):
+    for key, given in (("labels", join.labels), ("window_seconds", windows), ("feedback", join.feedback)):
         for task in given:
             if task not in tasks:
                 close = get_close_matches(task, tasks, n=1)

@@ -18,6 +18,7 @@ import pluggy
 from engine.components import (
     CandidateSource,
     Dataset,
+    DelayedFeedback,
     EmbeddingMethod,
     Encoder,
     EventLog,
@@ -74,6 +75,11 @@ def rerankers() -> list[type[Reranker]]:
 @hookspec
 def losses() -> list[type[Loss]]:
     """Training objectives."""
+
+
+@hookspec
+def delayed_feedback() -> list[type[DelayedFeedback]]:
+    """What a task learns of an impression while its window is open, and how its loss is corrected for that."""
 
 
 @hookspec

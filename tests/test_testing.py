@@ -33,6 +33,7 @@ CHECKS: dict[str, Callable[..., None]] = {
     "candidate_sources": testing.check_source,
     "rerankers": testing.check_reranker,
     "losses": testing.check_loss,
+    "delayed_feedback": testing.check_delayed_feedback,
     "samplers": testing.check_sampler,
     "datasets": testing.check_dataset,
     "event_logs": testing.check_event_log,

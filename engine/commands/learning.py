@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import signal
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from engine.commands.output import JsonFlag, Progress, print_figures, print_json
 from engine.commands.training import ConfigArgument, SetOption, overrides_of
+from engine.errors import EventError
 
-
-class Until(StrEnum):
-    """When to stop."""
-
-    LIVE = "live"
-    END = "end"
-
-
-class ResetTo(StrEnum):
-    """Where to begin without the checkpoint."""
-
-    EARLIEST = "earliest"
-    LATEST = "latest"
-    BUNDLE = "bundle"
+T = TypeVar("T")
 
 
 def learn(
@@ -35,7 +23,20 @@ def learn(
     models: Annotated[
         Path | None, typer.Option(help="Folder of models: deltas and bundles are published, servers follow.")
     ] = None,
-    until: Annotated[Until, typer.Option(help="end: of the log as it is now; live: until interrupted.")] = Until.LIVE,
+    begin: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            "--reset-to",
+            help="Where to begin: checkpoint (the newest; the default where there is one), or leave it and begin from "
+            "the bundle: at the earliest or the latest record, at the bundle's own positions (bundle), at offsets "
+            "(0:1200,1:900), or at a time (ISO 8601, or milliseconds since 1970).",
+        ),
+    ] = None,
+    until: Annotated[
+        str,
+        typer.Option(help="live: until interrupted; end: of the log as it is now; or offsets, or a time, as --from."),
+    ] = "live",
     out: Annotated[Path | None, typer.Option(help="Checkpoints, report, bundle; default runs/NAME-learner.")] = None,
     state_dir: Annotated[Path, typer.Option(help="The server's, where the log is in a folder of it.")] = Path("state"),
     partitions: Annotated[str | None, typer.Option(help="Partitions of the log, as in 0,2; default all.")] = None,
@@ -44,10 +45,6 @@ def learn(
     ] = None,
     group: Annotated[
         str | None, typer.Option(help="Share the partitions out with all learners of this name (learning.group).")
-    ] = None,
-    reset_to: Annotated[
-        ResetTo | None,
-        typer.Option(help="Leave the checkpoint: begin from the bundle, at the oldest or newest record or its own."),
     ] = None,
     audit: Annotated[Path | None, typer.Option(help="File that gets which example was trained at which step.")] = None,
     metrics_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Prometheus metrics on 127.0.0.1.")] = None,
@@ -67,16 +64,19 @@ def learn(
     from engine.streaming.learning.group_learner import GroupLearner
     from engine.streaming.learning.learner import Learner
     from engine.streaming.learning.learner_metrics import LearnerMetrics
+    from engine.streaming.learning.span import start_of, until_of
 
     if bundle is None and models is None:
         raise typer.BadParameter("give --bundle or --models", param_hint="--bundle")
     loaded = load_config(
         config, overrides_of([*(set_ or []), *([] if group is None else [f"learning.group={group}"])], None)
     )
-    if loaded.learning.group is not None and reset_to is not None:
+    start, end = None if begin is None else _said(start_of, begin, "--from"), _said(until_of, until, "--until")
+    if loaded.learning.group is not None and (start is not None or end not in ("live", "end")):
         raise typer.BadParameter(
-            "a group learns each partition from where it left it; a group of another name begins anew",
-            param_hint="--reset-to",
+            "a group learns each partition from where it left it, live or up to the end; a group of another name begins "
+            "anew",
+            param_hint="--from" if start is not None else "--until",
         )
     plugins = installed()
     plugins.enable(loaded.plugins)
@@ -94,7 +94,7 @@ def learn(
                 bundle=bundle,
                 registry=None if models is None else ModelRegistry(models, loaded.name),
                 partitions=chosen(partitions, share, sorted(log.ends())),
-                reset_to=None if reset_to is None else reset_to.value,
+                start=start,
                 audit=audit,
                 locks=state_dir / "learners",
                 metrics=metrics,
@@ -102,7 +102,7 @@ def learn(
             )
             try:
                 _stop_on_signals(learner)
-                summary = learner.run(until.value)
+                summary = learner.run(end)
             finally:
                 learner.close()
         finally:
@@ -125,6 +125,14 @@ def chosen(partitions: str | None, share: str | None, there: list[int]) -> list[
     if not (slash and which.isdecimal() and of.isdecimal() and int(which) < int(of)):
         raise typer.BadParameter(f"'{share}' is not K/N with K < N, as in 0/2", param_hint="--share")
     return [p for p in there if p % int(of) == int(which)]
+
+
+def _said(read: Callable[[str], T], text: str, option: str) -> T:
+    """What an option says; wrong usage where it says nothing."""
+    try:
+        return read(text)
+    except EventError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def _stop_on_signals(learner: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.components.base import Component, PluginOptions
 from engine.components.candidates import Candidates, CandidateSource, Catalogue, Reranker, SourceContext, UserState
 from engine.components.datasets import Dataset, DatasetFiles
+from engine.components.feedback import DelayedFeedback
 from engine.components.logs import Capability, EventLog, LogReader, LogRecord
 from engine.components.networks import EmbeddingMethod, Inputs, InputSpec, InterestModel, Loss, Memory, Ranker
 from engine.components.retrieval import Encoder, Retriever, Sampler
@@ -19,6 +20,7 @@ KINDS: dict[str, type[Component]] = {
     "candidate_sources": CandidateSource,
     "rerankers": Reranker,
     "losses": Loss,
+    "delayed_feedback": DelayedFeedback,
     "samplers": Sampler,
     "datasets": Dataset,
     "event_logs": EventLog,
@@ -36,6 +38,7 @@ __all__ = [
     "Component",
     "Dataset",
     "DatasetFiles",
+    "DelayedFeedback",
     "EmbeddingMethod",
     "Encoder",
     "EventLog",

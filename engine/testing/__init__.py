@@ -13,6 +13,7 @@ from engine.testing.dataset import check_dataset
 from engine.testing.embedding import check_embedding
 from engine.testing.encoder import check_encoder
 from engine.testing.event_log import check_event_log
+from engine.testing.feedback import check_delayed_feedback
 from engine.testing.interest import check_interest
 from engine.testing.loss import check_loss
 from engine.testing.ranker import check_ranker
@@ -27,6 +28,7 @@ from engine.testing.world import TinyCatalogue, tiny_context
 __all__ = [
     "TinyCatalogue",
     "check_dataset",
+    "check_delayed_feedback",
     "check_embedding",
     "check_encoder",
     "check_event_log",

@@ -22,6 +22,7 @@ from engine.memory import keep_freed_memory
 from engine.model import RankingModel
 from engine.plugins import Plugins
 from engine.streaming.deltas.delta import TableRows
+from engine.streaming.join.feedback import feedback_of
 from engine.tables import TableEmbedding
 from engine.training.distributed import join
 from engine.training.step import TrainStep
@@ -50,6 +51,7 @@ class OnlineTrainer:
         self.core = TrainStep(_with_rates(bundle.config, learning), bundle.statistics, plugins, world, 1)
         self.device = world.device
         self._offset = -math.log(learning.join.negatives)
+        self._feedback = feedback_of(learning.join, self.tasks, plugins)
         method = self.core.method
         self._tables: dict[str, Tensor] = {}
         if isinstance(method, TableEmbedding):
@@ -112,7 +114,8 @@ class OnlineTrainer:
 
         labels: float32 [N, tasks]; NaN: the row says nothing of that task. weight: float32 [N], >= 0. Where only a
         share r of the negatives is kept (learning.join.negatives), the loss is taken at logits - ln r, so that the
-        model's own logits stay those of the whole stream. TrainingError where the loss is no finite number.
+        model's own logits stay those of the whole stream; they stay the truth's under `learning.join.feedback`, too.
+        TrainingError where the loss is no finite number.
         """
         if not self._training:
             self.core.sharded.train()
@@ -124,7 +127,7 @@ class OnlineTrainer:
             labels=dict(zip(self.tasks, columns, strict=True)),
             weight=None if weight is None else torch.from_numpy(weight),
         )
-        loss, _ = self.core(batch, self.steps, offset=self._offset, gaps=True)
+        loss, _ = self.core(batch, self.steps, offset=self._offset, gaps=True, feedback=self._feedback)
         self.steps += 1
         if self._tables:
             for table, rows in self.core.method.touched_rows(batch.ids).items():

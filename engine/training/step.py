@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.components import EmbeddingMethod, Loss
+from engine.components import DelayedFeedback, EmbeddingMethod, Loss
 from engine.config import Config
 from engine.errors import PlexrankError
 from engine.model import build_model
@@ -53,12 +53,20 @@ class TrainStep:
             self.l2 = MiniBatchAwareL2(method.features, statistics, training.mini_batch_aware_l2, world)
 
     def __call__(
-        self, batch: Batch, number: int, *, where: str = "", offset: float = 0.0, gaps: bool = False
+        self,
+        batch: Batch,
+        number: int,
+        *,
+        where: str = "",
+        offset: float = 0.0,
+        gaps: bool = False,
+        feedback: Mapping[str, DelayedFeedback] | None = None,
     ) -> tuple[float, int]:
         """One optimizer step, the `number`-th from 0. -> the mean loss of the batch over all processes, and its rows.
 
         offset: is added to the logits before the loss, which it corrects for a sampling of the rows.
-        gaps: labels may be NaN: those rows say nothing of that task. TrainingError where the loss is no finite number.
+        gaps: labels may be NaN: those rows say nothing of that task. feedback: task -> what corrects its loss for
+        positives that come later than their negatives. TrainingError where the loss is no finite number.
         """
         if self.world.device.type != "cpu":
             batch = batch.to(self.world.device, non_blocking=True)
@@ -67,7 +75,7 @@ class TrainStep:
         rows, share = self._share(batch)
         embedded = self.model.embed(batch)
         logits = self.model.score(batch, embedded)
-        loss = self._mean_loss(logits, batch, offset, gaps) * share
+        loss = self._mean_loss(logits, batch, offset, gaps, feedback or {}) * share
         whole = loss if self.l2 is None else loss + self.world.size * self.l2.penalty(batch.ids, embedded)
         whole.backward()
         mean = float(average_gradients(self.optimizers.parameters, loss.detach(), self.world))
@@ -99,17 +107,28 @@ class TrainStep:
         rows, weight = sums.tolist()
         return int(rows), self.world.size * mine / weight if weight > 0 else 0.0
 
-    def _mean_loss(self, logits: dict[str, Tensor], batch: Batch, offset: float, gaps: bool) -> Tensor:
+    def _mean_loss(
+        self,
+        logits: dict[str, Tensor],
+        batch: Batch,
+        offset: float,
+        gaps: bool,
+        feedback: Mapping[str, DelayedFeedback],
+    ) -> Tensor:
         """The sum of the tasks' mean losses over this process's rows."""
         losses = []
         for task in self.model.schema.tasks:
             scores, labels, weight = logits[task], batch.labels[task], batch.weight
-            if offset:
-                scores = scores + offset
             if gaps and bool((missing := labels.isnan()).any()):
                 known = ~missing
                 scores, labels = scores[known], labels[known]
                 weight = None if weight is None else weight[known]
+            if (late := feedback.get(task)) is not None:
+                more = late.weight(scores, labels)
+                weight = weight if more is None else more if weight is None else weight * more
+                scores = late.logits(scores)
+            if offset:
+                scores = scores + offset
             losses.append(self.loss(scores, labels, weight) if len(labels) or not gaps else scores.sum())
         return torch.stack(losses).sum()
 

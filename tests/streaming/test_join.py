@@ -10,8 +10,9 @@ import pytest
 from engine.config_learning import JoinConfig
 from engine.errors import ConfigError
 from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE, Emitted
-from engine.streaming.join.join import Joiner, uniform
+from engine.streaming.join.join import Joiner
 from engine.streaming.join.shown import Shown
+from engine.streaming.join.thinning import uniform
 from tests.streaming.join_oracle import Interactions, Rankings
 
 NAMES = ["click", "order", "view"]

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from engine.config_learning import JoinConfig
 from engine.errors import CheckpointError
 from engine.streaming.join.emitted import Emitted
-from engine.streaming.join.join import Joiner, uniform
+from engine.streaming.join.join import Joiner
 from engine.streaming.join.shown import Shown
+from engine.streaming.join.thinning import uniform
 from tests.streaming.join_oracle import Interactions, Oracle, Rankings, Row
 
 ANY_SPEED = settings(deadline=None, max_examples=400)

@@ -202,16 +202,16 @@ def test_a_checkpoint_of_another_log_or_bundle_is_refused_with_the_choices(
         visits(60).write(one)
     out = tmp_path / "out"
     run(config, log, out, plugins, tiny_bundle)
-    with pytest.raises(CheckpointError, match=r"another log.*--reset-to.*'earliest'"):
+    with pytest.raises(CheckpointError, match=r"another log.*--from.*'earliest'"):
         run(config, other, out, plugins, tiny_bundle)
-    with pytest.raises(CheckpointError, match=r"is the model now.*--reset-to"):
+    with pytest.raises(CheckpointError, match=r"is the model now.*--from"):
         run(config, log, out, plugins, out / "bundle")
-    again = run(config, other, out, plugins, tiny_bundle, reset_to="earliest")
+    again = run(config, other, out, plugins, tiny_bundle, start="earliest")
     assert again["events"]["rankings"] == 60
-    newest = run(config, other, tmp_path / "b", plugins, tiny_bundle, reset_to="latest")
+    newest = run(config, other, tmp_path / "b", plugins, tiny_bundle, start="latest")
     assert newest["events"]["in"] == 0
     with pytest.raises(BundleError, match="says no positions of this log"):
-        run(config, other, tmp_path / "c", plugins, tiny_bundle, reset_to="bundle")
+        run(config, other, tmp_path / "c", plugins, tiny_bundle, start="bundle")
 
 
 def test_a_bundle_that_was_learnt_says_where_to_go_on(
@@ -234,6 +234,6 @@ def test_records_that_are_gone_are_said_with_the_choices(
     end = log.ends()[0]
     visits(60, seed=6).write(log)
     log.trim(0, end + 10)
-    with pytest.raises(LogGap, match=rf"position {end} is not in.*--reset-to"):
+    with pytest.raises(LogGap, match=rf"position {end} is not in.*--from"):
         run(config, log, tmp_path, plugins, tiny_bundle)
-    assert run(config, log, tmp_path, plugins, tiny_bundle, reset_to="earliest")["events"]["in"] > 0
+    assert run(config, log, tmp_path, plugins, tiny_bundle, start="earliest")["events"]["in"] > 0

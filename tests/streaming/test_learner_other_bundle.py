@@ -94,10 +94,10 @@ def test_a_bundle_that_reads_features_otherwise_is_refused_with_what_to_do(
     learning = learner(config, log, tmp_path, plugins, tiny_bundle)
     other = Bundle.open(tiny_bundle)
     other.__dict__["encoder"] = FeatureEncoder(other.schema, NumericTransforms({"year": Transform(mean=1.0, std=2.0)}))
-    giving = learning._giving
+    giving = learning.giving
     assert giving is not None
     giving.anew = lambda: other  # type: ignore[method-assign]
-    with pytest.raises(BundleError, match="--reset-to"):
+    with pytest.raises(BundleError, match="--from"):
         learning.run("end")
     learning.close()
 

@@ -160,7 +160,7 @@ def test_a_learner_that_comes_back_goes_on_with_the_chain_of_its_followers(
     before = deltas(log)
     two = learner(config, log, tmp_path / "out", plugins, None, tmp_path / "models")
     assert two.trainer.steps < one.trainer.steps, "the checkpoint is older than what was published"
-    two._giving.bundle = lambda *a, **k: False  # type: ignore
+    two.giving.bundle = lambda *a, **k: False  # type: ignore
     two.run("end")
     two.close()
     every = deltas(log)
@@ -279,4 +279,4 @@ def test_a_batch_that_is_not_full_is_trained_after_a_while(
         thread.join()
         learning.close()
     assert learning.trainer.steps >= 1
-    assert np.isfinite(learning._newest)
+    assert np.isfinite(learning.newest)

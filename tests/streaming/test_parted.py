@@ -15,12 +15,13 @@ from engine.components import LogRecord
 from engine.config import Config
 from engine.errors import CheckpointError
 from engine.hashing import fingerprint
+from engine.plugins import Plugins
 from engine.streaming.events.dead import DeadLetters
 from engine.streaming.learning.checkpointing import LearnerCheckpoints
 from engine.streaming.learning.fetch import Chunk
-from engine.streaming.learning.learner import joined
 from engine.streaming.learning.members import Members
 from engine.streaming.learning.parted import PartedStream
+from engine.streaming.learning.source import joined
 from tests.streaming.film_stream import BEGIN, click, event, ranking
 from tests.streaming.memory_log import MemoryLog
 
@@ -28,11 +29,12 @@ LEARNING = {"join": {"window_seconds": 20, "lateness_seconds": 5}}
 
 
 @pytest.fixture
-def parted(tiny_bundle: Path) -> Callable[[], PartedStream]:
+def parted(tiny_bundle: Path, plugins: Plugins) -> Callable[[], PartedStream]:
     """Makes streams of a learner that holds nothing yet."""
     bundle = Bundle.open(tiny_bundle, verify=False)
     config = Config.model_validate({**bundle.config.model_dump(mode="json"), "learning": LEARNING})
-    return lambda: PartedStream(bundle, lambda: joined(config, bundle, DeadLetters(MemoryLog()), lambda: False))
+    dead = DeadLetters(MemoryLog())
+    return lambda: PartedStream(bundle, lambda: joined(config, bundle, dead, plugins, lambda: False))
 
 
 def chunk(partition: int, *values: bytes) -> Chunk:

@@ -6,8 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-POSITIVE, NEGATIVE, CORRECTION = 0, 1, 2
-"""Kinds of examples. A correction is positive, of an impression that may have been trained as a negative."""
+POSITIVE, NEGATIVE, CORRECTION, PRESUMED, SETTLED = range(5)
+"""Kinds of examples. A correction is positive, of an impression that may have been trained as a negative. A presumed
+one is a negative whose window is open (`DelayedFeedback`), a settled one is such a negative at its window's end."""
+
+KINDS = ("positive", "negative", "correction", "presumed", "settled")
+"""Their names, in the order of their numbers."""
+
+_JUDGED = np.array([True, True, False, False, True])
+_TRAINED = np.array([True, True, True, True, False])
+
+
+def judged(kind: np.ndarray) -> np.ndarray:
+    """bool [n]: whether an example says what became of its impression, as one example of each does. kind int8 [n]."""
+    return _JUDGED[kind]
+
+
+def trained(kind: np.ndarray) -> np.ndarray:
+    """bool [n]: whether an example is trained; a settled one was, when it was presumed. kind int8 [n]."""
+    return _TRAINED[kind]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Interactions meet the ranking that showed their item, in event time: labelled examples come out.
 
 An impression is one shown item of one ranking. It becomes positive in a task at once when an interaction of one of the
-task's types comes whose time is within the task's window, and negative when the watermark passes the window's end.
+task's types comes whose time is within the task's window, and negative when the watermark passes the window's end. In a
+task that presumes negatives (`DelayedFeedback`), every impression is one before, at once or some seconds after its
+ranking; what is not positive at the window's end is settled then.
 Negatives may be thinned: a share `rate` of them stays, chosen by a hash. A model trained on thinned negatives says
 logits that are too high by -ln(rate): logit = logit_trained + ln(rate) (He et al. 2014, section 6.3).
 
@@ -18,17 +20,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.config_learning import JoinConfig
-from engine.errors import CheckpointError, ConfigError
-from engine.hashing import fingerprints
-from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE, Emitted, Rows
+from engine.errors import ConfigError
+from engine.streaming.join.emitted import CORRECTION, NEGATIVE, POSITIVE, PRESUMED, SETTLED, Emitted, Rows
 from engine.streaming.join.impressions import Impressions
 from engine.streaming.join.shown import Shown
+from engine.streaming.join.stages import Stages
+from engine.streaming.join.thinning import uniform
 from engine.streaming.join.waiting import WaitingInteractions
 
 if TYPE_CHECKING:
     from engine.streaming.events.decode import Interactions, Rankings
 
-_TASKS = 31
 _NONE = np.empty(0, np.int64)
 _COUNTS = (
     "rankings", "duplicate_rankings", "refused_rankings", "impressions", "duplicate_items", "early",
@@ -41,6 +43,7 @@ class Joiner:
     """Joins rankings and interactions; at most `config.max_pending` impressions are open, the oldest end early.
 
     tasks: the model's, in order. types: task -> interaction types that make it positive. seed: of the thinning.
+    presumed: task -> seconds after a ranking at which its impressions are presumed negative; other tasks wait.
     As many ended impressions keep their features for late interactions, for as long as the longest window and
     `config.lateness_seconds`; as many interactions may wait for their ranking, for the longest window.
 
@@ -51,27 +54,27 @@ class Joiner:
         orphans (their ranking never came), foreign (their ranking did not show the item), unattributed (they name no
         ranking), irrelevant (of a type that makes no task positive);
         corrections, lost_late: examples from late interactions, and those that could not become one;
-        `<task>.positives`, `<task>.negatives`, `<task>.thinned`: impressions.
+        `<task>.positives`, `<task>.negatives`, `<task>.thinned`: impressions; `<task>.presumed` where there are some.
     """
 
     def __init__(
-        self, tasks: Sequence[str], types: Mapping[str, Sequence[str]], config: JoinConfig, seed: int = 0
+        self,
+        tasks: Sequence[str],
+        types: Mapping[str, Sequence[str]],
+        config: JoinConfig,
+        seed: int = 0,
+        presumed: Mapping[str, float] | None = None,
     ) -> None:
-        if len(tasks) > _TASKS:
-            raise ConfigError(f"learning.join: {len(tasks)} tasks; at most {_TASKS} can be joined")
         self.tasks, self.config, self.seed = tuple(tasks), config, seed
-        self.windows = np.array([_window(config, task) for task in self.tasks])
-        ends = np.unique(self.windows)
-        self._stage_of = np.searchsorted(ends, self.windows)
-        closing = np.zeros(len(ends), np.int32)
-        np.bitwise_or.at(closing, self._stage_of, np.left_shift(1, np.arange(len(tasks)), dtype=np.int32))
-        self._longest = float(ends[-1])
+        self.stages = Stages(tasks, config, presumed or {})
+        self._longest = self.stages.longest
         self._decides = _decisions(self.tasks, types)
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.counts |= {f"{task}.{what}": 0 for task in tasks for what in ("positives", "negatives", "thinned")}
+        self.counts |= {f"{task}.presumed": 0 for task in presumed or {}}
         self._shown = Impressions(
-            ends,
-            closing,
+            self.stages.ends,
+            self.stages.closing,
             self._longest + config.lateness_seconds,
             config.max_pending,
             keep_slots=config.late == "correct",
@@ -86,7 +89,7 @@ class Joiner:
         Every slot that is given comes back once in `freed`, of this call or of a later one.
         """
         rows = Rows()
-        opened, unused = self._open(rankings, slots)
+        opened, unused = self._open(rankings, slots, rows)
         if len(opened) and (earlier := self._waiting.pop(opened)) is not None:
             row = self._shown.find(earlier["request"])
             self._join(row, earlier["item"], earlier["decides"], earlier["seconds"], rows, turn=0)
@@ -121,7 +124,7 @@ class Joiner:
         }
 
     # ----------------------------------------------------------------------------------------------- steps
-    def _open(self, rankings: Rankings, shown: Shown) -> tuple[np.ndarray, np.ndarray]:
+    def _open(self, rankings: Rankings, shown: Shown, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
         """-> requests that are new, and slots that are not needed."""
         count, counts = len(rankings.request), self.counts
         fresh = np.ones(count, bool)
@@ -142,7 +145,13 @@ class Joiner:
         counts["impressions"] += int(taken.sum())
         sizes = np.bincount(owner[taken], minlength=count)[fresh]
         requests = rankings.request[fresh]
-        self._shown.open(requests, rankings.seconds[fresh], sizes, shown.item[taken], shown.slot[taken])
+        seconds, item, slot = rankings.seconds[fresh], shown.item[taken], shown.slot[taken]
+        self._shown.open(requests, seconds, sizes, item, slot)
+        if self.stages.at_once and len(item):
+            request, time = np.repeat(requests, sizes), np.repeat(seconds, sizes)
+            zeros = np.where(self._kept(request, item), self.stages.at_once, 0).astype(np.int32)
+            keys = np.full(len(item), -1), np.arange(len(item))
+            self._put_negatives(rows, keys, PRESUMED, slot, request, item, zeros, time)
         return requests, shown.slot[~taken]
 
     def _interact(self, interactions: Interactions, rows: Rows) -> np.ndarray:
@@ -182,7 +191,7 @@ class Joiner:
         for task, name in enumerate(self.tasks):
             bit = np.int32(1 << task)
             some = np.flatnonzero((decides & ~shown.of_place("positive")[place]) & bit)
-            in_time = (seconds[some] <= base[some] + self.windows[task]) & (stage[some] <= self._stage_of[task])
+            in_time = (seconds[some] <= base[some] + self.stages.windows[task]) & (stage[some] <= self.stages.of[task])
             won, tardy = _first(place[some[in_time]], some[in_time]), some[~in_time]
             tardy = tardy[shown.of_place("corrected")[place[tardy]] & bit == 0]
             tardy = _first(place[tardy], tardy)
@@ -207,31 +216,58 @@ class Joiner:
         return foreign
 
     def _end(self, ending: np.ndarray, rows: Rows, turn: np.ndarray) -> None:
-        """Ends the next window of rankings: what it decides and is not positive is negative. turn [n]: sort keys."""
-        shown = self._shown
+        """Ends the next window of rankings: what it decides and is not positive is negative. Or it is when they are
+        presumed to be. turn [n]: sort keys."""
+        shown, settling = self._shown, self.stages.settling
         place, row = shown.places(ending)
-        zeros = shown.closing[shown.of_ranking("stage")[row]] & ~shown.of_place("positive")[place]
+        stage = shown.of_ranking("stage")[row]
+        presumed, zeros = self.stages.presuming[stage], shown.closing[stage] & ~shown.of_place("positive")[place]
         turn = np.repeat(turn, shown.of_ranking("size")[ending])
-        some = np.flatnonzero(zeros)
-        place, row, zeros, turn = place[some], row[some], zeros[some], turn[some]
+        some = np.flatnonzero(zeros | presumed)
+        place, row, zeros, presumed, turn = place[some], row[some], zeros[some], presumed[some], turn[some]
         request, item = shown.of_ranking("request")[row], shown.of_place("item")[place]
-        kept = uniform(request, item, self.seed) < self.config.negatives
+        slot, seconds = shown.of_place("slot")[place], shown.of_ranking("seconds")[row]
+        kept = self._kept(request, item)
         for task, name in enumerate(self.tasks):
             of_task = (zeros >> task) & 1
             self.counts[f"{name}.negatives"] += int(of_task[kept].sum())
             self.counts[f"{name}.thinned"] += int(of_task[~kept].sum())
-        at = np.flatnonzero(kept)
-        row, slot, seconds = row[at], shown.of_place("slot")[place[at]], shown.of_ranking("seconds")[row[at]]
-        ones = np.zeros(len(at), np.int32)
-        rows.put((turn[at], row), NEGATIVE, slot, request[at], item[at], ones, zeros[at], seconds)
+        zeros, presumed = np.where(kept, zeros, 0), np.where(kept, presumed, 0)
+        known = ((NEGATIVE, zeros & ~settling), (PRESUMED, presumed), (SETTLED, zeros & settling))
+        for kind, its in known if settling else known[:1]:
+            self._put_negatives(rows, (turn, row), kind, slot, request, item, its, seconds)
         shown.end_window(ending)
+
+    def _kept(self, request: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """bool [n]: which impressions stay where they are negatives."""
+        return uniform(request, item, self.seed) < self.config.negatives
+
+    def _put_negatives(
+        self,
+        rows: Rows,
+        order: tuple[np.ndarray, np.ndarray],
+        kind: int,
+        slot: np.ndarray,
+        request: np.ndarray,
+        item: np.ndarray,
+        zeros: np.ndarray,
+        seconds: np.ndarray,
+    ) -> None:
+        """Those of the impressions, columns [n], that are negative in some task: zeros int32 [n]."""
+        if kind == PRESUMED:
+            for task, name in enumerate(self.tasks):
+                if (self.stages.settling >> task) & 1:
+                    self.counts[f"{name}.presumed"] += int(((zeros >> task) & 1).sum())
+        at = np.flatnonzero(zeros)
+        ones = np.zeros(len(at), np.int32)
+        keys = order[0][at], order[1][at]
+        rows.put(keys, kind, slot[at], request[at], item[at], ones, zeros[at], seconds[at])
 
     # ----------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, np.ndarray]:
         """All that the next calls depend on; a joiner of the same tasks and windows goes on from it as this one."""
         return {
-            "tasks": fingerprints(self.tasks),
-            "windows": self.windows.copy(),
+            **self.stages.state(),
             "watermark": np.array([self._watermark]),
             "counts": np.array(list(self.counts.values()), np.int64),
             **self._shown.state(),
@@ -239,29 +275,12 @@ class Joiner:
         }
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
-        """CheckpointError where the state is of other tasks or windows."""
-        same = np.array_equal(state["tasks"], fingerprints(self.tasks))
-        if not same or not np.array_equal(state["windows"], self.windows):
-            raise CheckpointError(
-                "the join's state is of other tasks or windows than learning.join.window_seconds says; "
-                "put the old ones back, or start without the checkpoint"
-            )
+        """CheckpointError where the state is of other tasks, windows or feedback."""
+        self.stages.check(state)
         self._watermark = float(state["watermark"][0])
         self.counts = dict(zip(self.counts, np.asarray(state["counts"]).tolist(), strict=True))
         self._shown.load(state)
         self._waiting.load(state)
-
-
-def uniform(request: np.ndarray, item: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for each impression, float64 [n]; the same on every machine (murmur3's finaliser, twice)."""
-    mixed = _finalised(request.view(np.uint64) ^ np.uint64(seed % 2**64))
-    return (_finalised(mixed ^ item.view(np.uint64)) >> np.uint64(11)) * 2.0**-53
-
-
-def _finalised(h: np.ndarray) -> np.ndarray:
-    for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        h = (h ^ (h >> np.uint64(33))) * np.uint64(multiplier)
-    return h ^ (h >> np.uint64(33))
 
 
 def _first(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -275,14 +294,6 @@ def _preceded(place: np.ndarray, late: np.ndarray, won: np.ndarray) -> np.ndarra
         return np.zeros(len(late), bool)
     at = np.minimum(np.searchsorted(place[won], place[late]), len(won) - 1)
     return (place[won[at]] == place[late]) & (won[at] < late)
-
-
-def _window(config: JoinConfig, task: str) -> float:
-    windows = config.window_seconds
-    seconds = windows.get(task) if isinstance(windows, dict) else windows
-    if seconds is None or not 0 <= seconds < np.inf:
-        raise ConfigError(f"learning.join.window_seconds: task '{task}' needs a number of seconds, got {seconds}")
-    return float(seconds)
 
 
 def _decisions(tasks: Sequence[str], types: Mapping[str, Sequence[str]]) -> dict[str, int]:

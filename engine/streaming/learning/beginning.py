@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine.bundle import Bundle
 from engine.components import EventLog
@@ -14,12 +14,11 @@ from engine.errors import BundleError, CheckpointError
 from engine.streaming.deltas.publisher import DeltaPublisher
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.learning.checkpointing import LearnerCheckpoints, Saved
-
-ResetTo = Literal["earliest", "latest", "bundle"]
+from engine.streaming.learning.span import Moment, Places, Start, located
 
 CHOICES = (
-    "choose with --reset-to: 'earliest' or 'latest' begin from the bundle at the oldest or the newest record, 'bundle' "
-    "at the positions that the bundle was learnt up to"
+    "choose with --from: 'earliest' or 'latest' begin from the bundle at the oldest or the newest record, 'bundle' at "
+    "the positions that the bundle was learnt up to, offsets (0:1200,1:900) or a time there"
 )
 
 
@@ -43,17 +42,21 @@ def begin(
     given: Path | None,
     registry: ModelRegistry | None,
     publisher: DeltaPublisher | None,
-    reset_to: ResetTo | None,
+    start: Start | None,
     group: str | None = None,
 ) -> Beginning:
     """Finds it out; a registry without a model takes the bundle that is given as its first.
 
-    group: shares the partitions out later, and knows where each begins; none is given here then.
+    start: None goes on from the newest checkpoint, and without one begins where the bundle was learnt up to, else at
+    the oldest record. group: shares the partitions out later, and knows where each begins; none is given here then.
 
-    CheckpointError: the checkpoint is of another log, of other partitions, or of a model that was left. BundleError:
-    there is no model, or it is of other features.
+    CheckpointError: the checkpoint is of another log, of other partitions, or of a model that was left; or it is wanted
+    and not there. BundleError: there is no model, or it is of other features. EventError: the log holds no such place.
     """
-    saved = checkpoints.newest() if reset_to in (None, "bundle") else None
+    goes_on = start in (None, "checkpoint")
+    saved = checkpoints.newest() if goes_on or start == "bundle" else None
+    if saved is None and start == "checkpoint":
+        raise CheckpointError(f"{checkpoints.root}: there is no checkpoint to go on from; {CHOICES}")
     if registry is None or publisher is None:
         if given is None:
             raise BundleError("there is no model to learn on: give --bundle, or --models")
@@ -67,14 +70,14 @@ def begin(
         bundle, epoch = Bundle.open(registry.bundle(pointer.version)), pointer.epoch
     if bundle.schema != config.schema_():
         raise BundleError(f"{bundle.path}: its features or tasks are not the configuration's; train it again")
-    if saved is not None and reset_to is None:
+    if saved is not None and goes_on:
         _check(saved, source, partitions, bundle, epoch, published=registry is not None, group=group)
         kept = saved.state["positions"]
         return Beginning(bundle, epoch, saved, {p: int(kept[str(p)]) for p in partitions})
     if registry is not None and publisher is not None and publisher.reached(bundle.version, epoch):
         epoch = registry.renew("a learner began anew from it").epoch  # followers may be ahead of it
     previous = saved.state["positions"] if saved is not None and _same_log(saved, source) else None
-    return Beginning(bundle, epoch, None, _positions(bundle, source, partitions, reset_to, previous))
+    return Beginning(bundle, epoch, None, _positions(bundle, source, partitions, start, previous))
 
 
 def _same_log(saved: Saved, source: EventLog) -> bool:
@@ -134,20 +137,22 @@ def _positions(
     bundle: Bundle,
     source: EventLog,
     partitions: Sequence[int],
-    reset_to: ResetTo | None,
+    start: Start | None,
     previous: Mapping[str, int] | None,
 ) -> dict[int, int]:
     """Without a checkpoint. previous: of the one that is left, for a bundle that says none."""
+    if isinstance(start, Places | Moment):
+        return located(source, start, partitions)
     begins, ends = source.begins(), source.ends()
-    if reset_to == "latest":
+    if start == "latest":
         return {p: ends[p] for p in partitions}
     learnt = bundle.manifest.metrics.get("learning") or {}
     kept = learnt.get("positions") if learnt.get("stream") == source.identity else previous
-    if kept is None and reset_to == "bundle":
+    if kept is None and start == "bundle":
         raise BundleError(
-            f"{bundle.path}: it says no positions of this log ({source.identity}); begin with --reset-to earliest or "
-            "latest"
+            f"{bundle.path}: it says no positions of this log ({source.identity}); begin with --from earliest, latest, "
+            "offsets or a time"
         )
-    if kept is None or reset_to == "earliest":
+    if kept is None or start == "earliest":
         return {p: begins[p] for p in partitions}
     return {p: int(kept.get(str(p), begins[p])) for p in partitions}

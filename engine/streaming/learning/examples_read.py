@@ -131,7 +131,8 @@ _PARTS = ("seen/", "ready/", "pending/")
 def _names(joined: JoinedExamples, labels: np.ndarray, item: np.ndarray) -> np.ndarray:
     """int64 [n]: what tells one example from another."""
     said = np.where(np.isnan(labels), 2, labels > 0.5).astype(np.int64)
-    outcome = joined.kind.astype(np.int64) + 3 * (said @ (3 ** np.arange(labels.shape[1], dtype=np.int64)))
+    tasks, kind = labels.shape[1], joined.kind.astype(np.int64)
+    outcome = kind % 3 + 3 * (said @ (3 ** np.arange(tasks, dtype=np.int64))) + 3 ** (tasks + 1) * (kind // 3)
     inner = mix(torch.from_numpy(item), 0) ^ torch.from_numpy(outcome)
     return mix(torch.from_numpy(np.ascontiguousarray(joined.request)) ^ mix(inner, 1), 2).numpy()
 

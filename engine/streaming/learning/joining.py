@@ -48,8 +48,17 @@ class EventsJoined:
 
     OUTCOMES = ("rankings", "interactions", "items", "users", "duplicates", "dead")
 
-    def __init__(self, config: Config, bundle: Bundle, dead: DeadLetters, *, stopped: Callable[[], bool]) -> None:
-        """config: of the learner. stopped: whether to give up waiting for a log that does not answer."""
+    def __init__(
+        self,
+        config: Config,
+        bundle: Bundle,
+        dead: DeadLetters,
+        *,
+        stopped: Callable[[], bool],
+        presumed: Mapping[str, float] | None = None,
+    ) -> None:
+        """config: of the learner. stopped: whether to give up waiting for a log that does not answer. presumed: as
+        `Joiner` takes it."""
         learning, limits = config.learning, config.serving.limits
         self.learning, self.tasks = learning, bundle.schema.tasks
         self.limits = EventLimits(limits.id_bytes, limits.depth)
@@ -63,7 +72,8 @@ class EventsJoined:
         self._items: dict[str, dict[str, object]] = {}
         self._dead, self._stopped = dead, stopped
         self._seen = SeenEvents(learning.join.remembered)
-        self.joiner = Joiner(self.tasks, interaction_types(config, self.tasks), learning.join, config.seed)
+        types = interaction_types(config, self.tasks)
+        self.joiner = Joiner(self.tasks, types, learning.join, config.seed, presumed)
         self.pending = PendingExamples(self.encoder, self.catalogue)
         self.watermarks = Watermarks(learning.join.lateness_seconds, learning.join.idle_seconds)
         self._judged: deque[tuple[int, int]] = deque()  # events and dead ones of each newest chunk

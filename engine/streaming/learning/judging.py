@@ -12,6 +12,7 @@ import torch
 from engine.batch import Batch
 from engine.bundle import Bundle
 from engine.config_learning import GuardConfig
+from engine.streaming.join.emitted import PRESUMED
 from engine.streaming.join.ready import Examples
 from engine.streaming.learning.drift import Drift
 from engine.streaming.learning.guard import Guard, Verdict
@@ -52,7 +53,7 @@ class Judge:
         weight = examples.stands_for
         self.validation.observe(examples.labels, told, self._base(batch), weight, examples.seconds, examples.kind)
         if self._drift is not None:
-            self._drift.observe(batch, weight)
+            self._drift.observe(batch, np.where(examples.kind == PRESUMED, np.float32(0), weight))  # it comes again
         return logits
 
     def verdict(self) -> Verdict:

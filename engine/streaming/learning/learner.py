@@ -14,30 +14,29 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
-from engine.batch import Batch
 from engine.bundle import Bundle
 from engine.components import EventLog
 from engine.config import Config
-from engine.errors import BundleError, ConfigError, LogGap, LogUnavailable
+from engine.errors import BundleError, ConfigError, LogGap
 from engine.plugins import Plugins
 from engine.streaming.deltas.publisher import DeltaPublisher
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.events.dead import DeadLetters
 from engine.streaming.join.example_schema import schema_id
-from engine.streaming.join.examples import JoinedExamples, encode_examples
 from engine.streaming.join.ready import Examples
 from engine.streaming.learning.audit import Audit
-from engine.streaming.learning.beginning import CHOICES, ResetTo, begin
+from engine.streaming.learning.batches import Batches
+from engine.streaming.learning.beginning import CHOICES, begin
 from engine.streaming.learning.chain import Learnt, as_json, grow
 from engine.streaming.learning.checkpointing import LearnerCheckpoints, Saved
+from engine.streaming.learning.digest import ExamplesDigest
 from engine.streaming.learning.examples_read import ExamplesRead
+from engine.streaming.learning.examples_written import ExamplesWritten
 from engine.streaming.learning.fetch import Chunk, Fetched, Fetcher
 from engine.streaming.learning.giving import Giving
 from engine.streaming.learning.guard import Verdict
@@ -47,16 +46,17 @@ from engine.streaming.learning.learner_metrics import LearnerMetrics, Stages
 from engine.streaming.learning.locks import FolderLock, PartitionLocks
 from engine.streaming.learning.monitoring import PositionsCopy
 from engine.streaming.learning.parted import PartedStream
+from engine.streaming.learning.source import joined
+from engine.streaming.learning.span import Start, Until, ends_of
+from engine.streaming.learning.summary import summary_of
 from engine.streaming.learning.trained_model import TrainedModel
 from engine.training.online import OnlineTrainer
 
 log = logging.getLogger("plexrank.learning")
 
-Until = Literal["end", "live"]
 Progress = Callable[[str, float], None]
 Stream = EventsJoined | ExamplesRead | PartedStream
 
-_KINDS = ("positive", "negative", "correction")
 _TICK = 0.05
 
 
@@ -76,7 +76,7 @@ class Learner:
         bundle: Path | None = None,
         registry: ModelRegistry | None = None,
         partitions: Sequence[int] | None = None,
-        reset_to: ResetTo | None = None,
+        start: Start | None = None,
         audit: Path | None = None,
         locks: Path | None = None,
         metrics: LearnerMetrics | None = None,
@@ -85,8 +85,8 @@ class Learner:
         """config: how to join and learn; the model is the bundle's. events: the log of raw events; what is read is it,
         or its sibling `examples`. out: checkpoints, report and, without a registry, the bundle at the end. registry:
         where deltas and bundles are published, and the model comes from; `bundle` begins it where it is empty.
-        partitions: all where None. locks: folder that learners of this log share. Errors: BundleError, CheckpointError,
-        LogGap, EventError; each says what to do.
+        partitions: all where None. start: where to begin (`beginning.begin`). locks: folder that learners of this log
+        share. Errors: BundleError, CheckpointError, LogGap, EventError; each says what to do.
         """
         self.config, self.learning, self.events, self.out = config, config.learning, events, Path(out)
         self.plugins, self.registry = plugins, registry
@@ -96,8 +96,7 @@ class Learner:
         self.learner, self._turn = uuid.uuid4().hex, -1
         self._progress = progress or (lambda stage, share: None)
         self._stopping = threading.Event()
-        self._newest = math.nan
-        self._giving: Giving | None = None
+        self.giving: Giving | None = None
         self._closing: list[Callable[[], None]] = []
         self.group = self.learning.group
         self.source = events if self.learning.source == "events" else self._sibling("examples")
@@ -106,7 +105,7 @@ class Learner:
         try:
             self._own(partitions, (locks or self.out / "locks") / self.learning.source)
             self._closing.append(FolderLock(self.out).release)
-            self._begin(bundle, reset_to, audit)
+            self._begin(bundle, start, audit)
         except BaseException:
             self.close()
             raise
@@ -121,9 +120,9 @@ class Learner:
         self._closing.append(PartitionLocks(locks, self.partitions).release)
 
     def _streamed(self, bundle: Bundle, dead: DeadLetters) -> Stream:
-        return joined(self.config, bundle, dead, self._stopping.is_set)
+        return joined(self.config, bundle, dead, self.plugins, self._stopping.is_set)
 
-    def _begin(self, given: Path | None, reset_to: ResetTo | None, audit: Path | None) -> None:
+    def _begin(self, given: Path | None, start: Start | None, audit: Path | None) -> None:
         self.checkpoints = LearnerCheckpoints(self.out / "checkpoints", self.learning.keep_checkpoints)
         publisher = None if self.registry is None else self._publishing(self.registry)
         found = begin(
@@ -134,16 +133,15 @@ class Learner:
             given=given,
             registry=self.registry,
             publisher=publisher,
-            reset_to=reset_to,
+            start=start,
             group=self.group,
         )
         bundle, self.positions = found.bundle, found.positions
         dead = DeadLetters(self.source)
         self._closing.append(dead.close)
         self.stream: Stream = self._streamed(bundle, dead)
-        self._examples = self._sibling("examples") if self.learning.write_examples else None
         if publisher is not None:
-            self._giving = Giving(
+            self.giving = Giving(
                 publisher,
                 bundle,
                 found.epoch,
@@ -156,13 +154,25 @@ class Learner:
             )
         self.judge = Judge(self.learning.guard, bundle, self.plugins, self._on_stop)
         self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
+        self.digest = ExamplesDigest(bundle.schema) if self.group is None else None
+        self.batches = Batches(
+            self.stream,
+            self.model,
+            self.judge,
+            write=self._writing(bundle) if self.learning.write_examples else None,
+            give_due=self._give_due,
+            digest=self.digest,
+            counts=self.counts,
+            metrics=self.metrics,
+            spent=self.spent,
+        )
         self._copy = PositionsCopy(self.source, bundle.name)
         self._closing.append(self._copy.close)
         if found.saved is not None:
             self._restore(found.saved)
-        self._audit = None if audit is None else Audit(audit, self.counts["audited"])
-        if self._audit is not None:
-            self._closing.append(self._audit.close)
+        if audit is not None:
+            self.batches.audit = Audit(audit, self.counts["audited"])
+            self._closing.append(self.batches.audit.close)
         self.stream.assign(self.partitions, 0.0)
         self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
 
@@ -178,19 +188,23 @@ class Learner:
         return publisher
 
     def _on_stop(self, verdict: Verdict, good: str) -> None:
-        if self._giving is not None:
-            self._giving.on_stop(verdict, good)
+        if self.giving is not None:
+            self.giving.on_stop(verdict, good)
 
     def _restore(self, saved: Saved) -> None:
         state = saved.state
         self.stream.load(saved.arrays("stream"))
         self.model.load(saved, self.stream.catalogue)
         self.judge.load(state["judge"], saved.arrays("judge"), self._find)
-        if self._giving is not None:
-            self._giving.load(state, saved.arrays("outbox"))
+        if not (digest := saved.arrays("digest")):
+            self.digest = self.batches.digest = None
+        elif self.digest is not None:
+            self.digest.load(digest)
+        if self.giving is not None:
+            self.giving.load(state, saved.arrays("outbox"))
         self._turn, self.learner = int(state["turn"]), str(state["learner"])
         self.counts.update(state["counts"])
-        self._newest = math.nan if state["newest"] is None else float(state["newest"])
+        self.batches.newest = math.nan if state["newest"] is None else float(state["newest"])
         log.info("goes on at step %d from %s", self.trainer.steps, saved.path)
         self._progress(f"goes on after {self.trainer.steps} steps", 1.0)
 
@@ -205,14 +219,19 @@ class Learner:
         return self.model.trainer
 
     @property
+    def newest(self) -> float:
+        """Event time of the newest example that was trained; nan: none was."""
+        return self.batches.newest
+
+    @property
     def bundle(self) -> Bundle:
         """The one that the weights began from, or grew into."""
-        return self.model.bundle if self._giving is None else self._giving.chain.bundle
+        return self.model.bundle if self.giving is None else self.giving.chain.bundle
 
     # ------------------------------------------------------------------------------------------------ running
     def run(self, until: Until = "live") -> dict[str, Any]:
-        """Learns until the ends of now, or until `stop` -> `summary`. What was learnt is in a checkpoint on return."""
-        ends = self.source.ends() if until == "end" else None
+        """Learns until `stop`, or where `until` says -> `summary`. What was learnt is in a checkpoint on return."""
+        ends = ends_of(self.source, until, self.positions)
         live = ends is None
         whole = sum(max(0, ends[p] - self.positions[p]) for p in self.partitions) if ends is not None else 0
         begun = sum(self.positions.values())
@@ -233,7 +252,7 @@ class Learner:
                     since = time.monotonic()
                 if live and time.monotonic() - since >= self.learning.max_delay_seconds:
                     while len(self.stream.ready):
-                        self._train(self.stream.ready.pop(self.learning.batch_size))
+                        self.batches.take(self.stream.ready.pop(self.learning.batch_size))
                     since = time.monotonic()
                 self._between(fetcher)
                 if whole:
@@ -281,56 +300,18 @@ class Learner:
         """Every whole batch -> whether there was one."""
         trained = False
         while self.stream.ready.longest >= self.learning.batch_size and not self._stopping.is_set():
-            self._train(self.stream.ready.pop(self.learning.batch_size))
+            self.batches.take(self.stream.ready.pop(self.learning.batch_size))
             trained = True
             self._checkpoint_if_due()
         return trained
 
-    def _train(self, examples: Examples) -> None:
-        """Judges a batch, gives out what is due, then trains. No checkpoint in between: the batch would be in none."""
-        if not len(examples):
-            return
-        start = time.monotonic()
-        with self.spent("features"):
-            batch = self.stream.pending.take(examples.slot)
-        if self._examples is not None:
-            with self.spent("writing"):
-                self._write(self._examples, batch, examples)
-        with self.spent("judging"):
-            logits = self.judge.observe(self.trainer, self.model.calibration.now, batch, examples)
-        if self._giving is not None and self._giving.due(self.trainer.touched):
-            self._giving.delta(self._learnt(), self.judge)
-        with self.spent("calibration"):
-            self.model.calibration.observe(logits, examples)
-        newest = float(examples.seconds.max())
-        with self.spent("training"):
-            self._newest = float(np.fmax(self._newest, newest))
-            if self._audit is not None:
-                self._audit.write(self.trainer.steps, examples)
-            self.model.train(batch, examples, self._newest)
-        with self.spent("retrieval"):
-            self.model.train_retrieval(examples, self.stream.pending.take, self.stream.catalogue)
-        self.stream.pending.release(self.stream.ready.free())
-        kinds = np.bincount(examples.kind, minlength=len(_KINDS)).tolist()
-        self.counts.update(dict(zip(_KINDS, kinds, strict=True)))
-        self.counts["trained"] += len(examples)
-        self.metrics.trained(dict(zip(_KINDS, kinds, strict=True)), newest, time.monotonic() - start)
+    def _give_due(self) -> None:
+        if self.giving is not None and self.giving.due(self.trainer.touched):
+            self.giving.delta(self._learnt(), self.judge)
 
-    def _write(self, target: EventLog, batch: Batch, examples: Examples) -> None:
-        """Joined examples for other learners, durable before they count as trained; again after a crash."""
-        labels = {t: torch.from_numpy(examples.labels[:, j].copy()) for j, t in enumerate(self.trainer.tasks)}
-        whole = replace(batch, labels=labels, weight=torch.from_numpy(examples.weight))
-        joined = JoinedExamples(whole, examples.rate, examples.seconds, examples.kind, examples.request)
-        key = self._key_of(examples)
-        messages = [(key, message) for message in encode_examples(self.model.bundle.encoder, joined)]
-        while True:
-            try:
-                target.append(messages)
-                return
-            except LogUnavailable as error:
-                log.warning("examples wait: %s", error)
-                if self._stopping.wait(0.5):
-                    raise
+    def _writing(self, bundle: Bundle) -> ExamplesWritten:
+        target = self._sibling("examples")
+        return ExamplesWritten(target, bundle.encoder, bundle.schema.tasks, self._key_of, self._stopping.wait)
 
     def _key_of(self, examples: Examples) -> str:
         """Copies have the key of the first, so that one reader gets both."""
@@ -338,11 +319,10 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------- between turns
     def _between(self, fetcher: Fetcher) -> None:
-        if self._giving is not None:
-            if self._giving.due(self.trainer.touched):
-                self._giving.delta(self._learnt(), self.judge)
-            self._begin_anew_if_left(self._giving)
-            if self._giving.bundle(self._learnt(), self.judge, self._figures(), due=True):
+        self._give_due()
+        if self.giving is not None:
+            self._begin_anew_if_left(self.giving)
+            if self.giving.bundle(self._learnt(), self.judge, self._figures(), due=True):
                 self.save()
         self._checkpoint_if_due()
         self.metrics.stands(len(self.stream.ready), len(self.stream.pending), fetcher.paused, fetcher.lag())
@@ -360,7 +340,7 @@ class Learner:
             )
         self.stream.turn_to(bundle)
         steps = self.trainer.steps
-        self.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
+        self.model = self.batches.model = TrainedModel(bundle, self.config, self.plugins, self.stream.catalogue)
         self.trainer.steps = steps
         self.judge.validation.clear()
         self.save()
@@ -368,7 +348,7 @@ class Learner:
     def _learnt(self) -> Learnt:
         model = self.model
         return Learnt(
-            model.trainer, model.calibration, model.retrieval, self.stream.catalogue, self._newest, self.positions
+            model.trainer, model.calibration, model.retrieval, self.stream.catalogue, self.newest, self.positions
         )
 
     def _figures(self) -> dict[str, Any]:
@@ -379,7 +359,8 @@ class Learner:
             "positions": {str(p): offset for p, offset in self.positions.items()},
             "steps": self.trainer.steps,
             "trained": self.counts["trained"],
-            "newest": as_json(self._newest),
+            "newest": as_json(self.newest),
+            "examples": None if self.digest is None else self.digest.as_json(),
         }
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -396,14 +377,15 @@ class Learner:
         """Writes a checkpoint now; None where the disk does not take it: the one before stays."""
         start = time.monotonic()
         with self.spent("checkpoints"):
-            if self._audit is not None:
-                self._audit.sync()
-                self.counts["audited"] = self._audit.length
+            if self.batches.audit is not None:
+                self.batches.audit.sync()
+                self.counts["audited"] = self.batches.audit.length
             arrays = {
                 **self.model.arrays(),
                 "stream": self.stream.state(),
                 "judge": self.judge.arrays(),
-                "outbox": {} if self._giving is None else self._giving.outbox(),
+                "digest": {} if self.digest is None else self.digest.state(),
+                "outbox": {} if self.giving is None else self.giving.outbox(),
             }
             path = self.checkpoints.save(self.model.tensors(), arrays, self._state())
         self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
@@ -419,25 +401,26 @@ class Learner:
     def _state(self) -> dict[str, Any]:
         alone = {"base": self.bundle.version, "epoch": 0, "sequence": 0}
         return {
-            **(alone if self._giving is None else self._giving.state()),
+            **(alone if self.giving is None else self.giving.state()),
             "learner": self.learner,
             "identity": self.source.identity,
             "group": self.group,
             "positions": {str(p): offset for p, offset in self.positions.items()},
             "turn": self._turn,
             "counts": dict(self.counts),
-            "newest": as_json(self._newest),
+            "newest": as_json(self.newest),
             "judge": self.judge.state(),
+            "examples": None if self.digest is None else self.digest.as_json(),
         }
 
     # ------------------------------------------------------------------------------------------------- the end
     def _finish(self, *, drained: bool) -> None:
         """Gives out and keeps what there is."""
-        if self._giving is not None:
-            self._giving.delta(self._learnt(), self.judge)
-            self._begin_anew_if_left(self._giving)
+        if self.giving is not None:
+            self.giving.delta(self._learnt(), self.judge)
+            self._begin_anew_if_left(self.giving)
             if drained and self.trainer.steps:
-                self._giving.bundle(self._learnt(), self.judge, self._figures())
+                self.giving.bundle(self._learnt(), self.judge, self._figures())
         elif self.trainer.steps and (target := self.out / "bundle").resolve() != self.bundle.path.resolve():
             with self.spent("bundles"):
                 grow(target, self.bundle, self._learnt(), self.plugins, self._figures(), replace=True)
@@ -446,37 +429,5 @@ class Learner:
         self.judge.report(self.out / "learning.html", counts, self.bundle.name)
 
     def summary(self) -> dict[str, Any]:
-        """Counts that add up: events in = the other counts of `events`; examples joined = trained + waiting."""
-        events = self.stream.counts
-        return {
-            "model": self.bundle.name,
-            "version": self.bundle.version,
-            "steps": self.trainer.steps,
-            "events": {"in": events["events"], **{name: events[name] for name in self.stream.OUTCOMES}},
-            "join": self.stream.join_counts(),
-            "open": self.stream.open(),
-            "examples": {
-                "joined": events["examples"],
-                "trained": self.counts["trained"],
-                "waiting": len(self.stream.ready),
-                **{kind: self.counts[kind] for kind in _KINDS},
-            },
-            "expired": self.model.rows.expired,
-            "published": 0 if self._giving is None else self._giving.chain.published,
-            "bundles": self.counts["bundles"],
-            "held": self.counts["held"],
-            "rollbacks": self.counts["rollbacks"],
-            "checkpoints_failed": self.checkpoints.failed,
-            "positions": {str(p): offset for p, offset in sorted(self.positions.items())},
-            "newest": as_json(self._newest),
-            "figures": self.judge.validation.figures(),
-            "seconds": {stage: round(its, 3) for stage, its in self.spent.seconds.items()},
-        }
-
-
-def joined(
-    config: Config, bundle: Bundle, dead: DeadLetters, stopped: Callable[[], bool]
-) -> EventsJoined | ExamplesRead:
-    """What turns the configured stream into examples."""
-    kind = EventsJoined if config.learning.source == "events" else ExamplesRead
-    return kind(config, bundle, dead, stopped=stopped)
+        """`summary_of` this learner, as it stands."""
+        return summary_of(self)

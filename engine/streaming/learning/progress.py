@@ -2,7 +2,9 @@
 
 Figures are kept over a window of the newest examples and since the start, for the model that learns and, on the same
 rows, for the bundle that it began with. Corrections (a late positive of a row that was a negative) are counted but
-not judged: their row was judged already. Where negatives are thinned at rate r, each stands for 1 / r of them.
+not judged: their row was judged already. Presumed negatives are judged when they are known: as positives, or settled
+at their window's end; the model was trained on the presumption before. Where negatives are thinned at rate r, each
+stands for 1 / r of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 from engine import metrics
 from engine.batch import Batch
 from engine.errors import CheckpointError
-from engine.streaming.join.emitted import CORRECTION
+from engine.streaming.join.emitted import CORRECTION, judged
 
 if TYPE_CHECKING:
     from engine.bundle import Bundle
@@ -93,15 +95,15 @@ class ProgressiveValidation:
         examples each stands for (1 / r where it is one of the negatives that rate r left); seconds float64 [n] of
         event time; kind int8 [n], as in `Emitted`.
         """
-        judged = np.asarray(kind) != CORRECTION
-        count = int(judged.sum())
-        self._corrections += len(judged) - count
+        told = judged(np.asarray(kind))
+        count = int(told.sum())
+        self._corrections += int((np.asarray(kind) == CORRECTION).sum())
         if not count:
             return
-        y = np.asarray(labels, np.float32)[judged]
-        p = np.asarray(probability, np.float32)[judged]
-        b = np.full_like(p, np.nan) if base is None else np.asarray(base, np.float32)[judged]
-        w = np.asarray(weight, np.float32)[judged]
+        y = np.asarray(labels, np.float32)[told]
+        p = np.asarray(probability, np.float32)[told]
+        b = np.full_like(p, np.nan) if base is None else np.asarray(base, np.float32)[told]
+        w = np.asarray(weight, np.float32)[told]
         if not y.shape == p.shape == b.shape == (count, len(self.tasks)) or w.shape != (count,):
             raise ValueError(f"labels {y.shape}, probability {p.shape}, base {b.shape}, weight {w.shape} do not fit")
         self._sums.add(y, p, b, w)
@@ -111,7 +113,7 @@ class ProgressiveValidation:
         self._weight[places] = w[kept]
         self._next = int((places[-1] + 1) % self.window)
         self._held = min(self.window, self._held + count)
-        self._newest = float(np.fmax(self._newest, np.max(seconds[judged])))
+        self._newest = float(np.fmax(self._newest, np.max(seconds[told])))
         before, self._total = self._total, self._total + count
         self._known = None
         if before // self._every != self._total // self._every:

@@ -3,7 +3,7 @@
 A bundle's calibration fits the logits of the weights that it was made with, not of those that learned on. So every
 task's is replaced by Platt's map (two numbers) of the newest `window` examples as soon as these hold `LEAST` of each
 class, and again after each `EVERY`. Where one class is rarer than that, up to `LONGER` windows are looked at. Thinned
-negatives stand for as many as they are of; corrections are left out.
+negatives stand for as many as they are of; corrections and presumed negatives are left out.
 
 A positive is known at once, a negative only when its window has passed: what comes together are positives of now and
 negatives of some time ago, of which there may have been more or fewer. So a positive waits until a negative came that
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.errors import BundleError, CheckpointError
 from engine.streaming.deltas.delta import Delta
-from engine.streaming.join.emitted import CORRECTION
+from engine.streaming.join.emitted import judged
 from engine.streaming.join.ready import Examples
 from engine.training.calibration import Calibration
 
@@ -51,10 +51,10 @@ class Recalibration:
 
     def observe(self, logits: Mapping[str, np.ndarray], examples: Examples) -> None:
         """Takes examples with their logits, task -> float32 [n], of before they were trained; fits what is due."""
-        judged = examples.kind != CORRECTION
-        weight, seconds, labels = examples.stands_for[judged], examples.seconds[judged], examples.labels[judged]
+        told = judged(examples.kind)
+        weight, seconds, labels = examples.stands_for[told], examples.seconds[told], examples.labels[told]
         for j, newest in enumerate(self._newest):
-            newest.add(logits[self.tasks[j]][judged], labels[:, j], weight, seconds)
+            newest.add(logits[self.tasks[j]][told], labels[:, j], weight, seconds)
             fitted = newest.fit_if_due()
             if fitted is not None:
                 self.now[self.tasks[j]] = fitted

@@ -1,0 +1,62 @@
+"""What a learner says of its run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.streaming.join.emitted import KINDS, SETTLED
+from engine.streaming.join.ready import ReadyExamples
+from engine.streaming.learning.chain import as_json
+
+if TYPE_CHECKING:
+    from engine.streaming.learning.learner import Learner
+
+
+def summary_of(learner: Learner) -> dict[str, Any]:
+    """Counts that add up: events in = the other counts of `events`; examples joined = trained + settled + waiting.
+
+    examples_sha256: `ExamplesDigest` of all that was joined; None where partitions come and go, or a checkpoint of an
+    older version began without it.
+    """
+    stream, counts, giving = learner.stream, learner.counts, learner.giving
+    events = stream.counts
+    return {
+        "model": learner.bundle.name,
+        "version": learner.bundle.version,
+        "steps": learner.trainer.steps,
+        "events": {"in": events["events"], **{name: events[name] for name in stream.OUTCOMES}},
+        "join": stream.join_counts(),
+        "open": stream.open(),
+        "examples": {
+            "joined": events["examples"],
+            "trained": counts["trained"],
+            "waiting": len(stream.ready),
+            **{kind: counts[kind] for kind in KINDS if kind != KINDS[SETTLED]},
+            "settled": counts["settled"],
+        },
+        "examples_sha256": _digest(learner),
+        "expired": learner.model.rows.expired,
+        "published": 0 if giving is None else giving.chain.published,
+        "bundles": counts["bundles"],
+        "held": counts["held"],
+        "rollbacks": counts["rollbacks"],
+        "checkpoints_failed": learner.checkpoints.failed,
+        "positions": {str(p): offset for p, offset in sorted(learner.positions.items())},
+        "newest": as_json(learner.newest),
+        "figures": learner.judge.validation.figures(),
+        "seconds": {stage: round(its, 3) for stage, its in learner.spent.seconds.items()},
+    }
+
+
+def _digest(learner: Learner) -> str | None:
+    """With the examples that wait, so that it does not depend on where a batch ends."""
+    if learner.digest is None:
+        return None
+    ready = learner.stream.ready
+    assert isinstance(ready, ReadyExamples)
+    waiting = ready.waiting()
+    if not len(waiting):
+        return learner.digest.hexdigest()
+    whole = learner.digest.copy()
+    whole.add(learner.stream.pending.take(waiting.slot), waiting)
+    return whole.hexdigest()
