@@ -93,9 +93,11 @@ def world(served: Served, plugins: Any) -> Iterator[Any]:
         served.popular,
     )
     pipeline = Pipeline(one, scorer, store, plugins)  # type: ignore[arg-type]
+    stall.begin()
     yield SimpleNamespace(
         pipeline=pipeline, scorer=scorer, store=store, near=near, far=far, reranker=reranker, served=one
     )
+    stall.gate.set()
     pipeline.close()
 
 
@@ -107,8 +109,26 @@ def fail(*_: Any) -> None:
     raise ConnectionError("down")
 
 
-def stall(*_: Any) -> None:
-    time.sleep(1.5)
+class Stalled:
+    """Does not come back before the test has its answer; `inside`: how many such calls there are now."""
+
+    def __init__(self) -> None:
+        self._counting = threading.Lock()
+        self.begin()
+
+    def begin(self) -> None:
+        self.gate, self.inside = threading.Event(), 0
+
+    def __call__(self, *_: Any) -> None:
+        gate = self.gate
+        with self._counting:
+            self.inside += 1
+        if not gate.wait(20):
+            with self._counting:
+                self.inside -= 1
+
+
+stall = Stalled()
 
 
 def popular(served: Served) -> list[str]:
@@ -128,9 +148,8 @@ def test_when_all_goes_well_nothing_is_degraded(world: Any) -> None:
 @pytest.mark.parametrize(("act", "why"), [(fail, "ConnectionError"), (stall, "deadline")])
 def test_without_the_store_the_user_has_no_history(world: Any, act: Any, why: str) -> None:
     world.store.act = act
-    begin = time.monotonic()
     answer = world.pipeline.recommend(query(0.4), 10)
-    assert time.monotonic() - begin < 1.0
+    assert stall.inside == (act is stall), "the answer is there and the store is not"
     assert answer.degraded == [f"state: {why}"]
     assert answer.items == ["9", "8", "5", "3", "2", "1"], "what was seen is not known"
     assert world.scorer.requests[-1].history == {"item_id": []}
@@ -192,10 +211,9 @@ def test_without_the_scorer_the_order_is_the_sources_or_popularity(
     world: Any, served: Served, act: Any, why: str
 ) -> None:
     world.scorer.act = act
-    begin = time.monotonic()
     recommended = world.pipeline.recommend(query(0.4), 10)
     ranked = world.pipeline.rank(query(0.4), [*ITEMS, "unknown"], {})
-    assert time.monotonic() - begin < 1.4
+    assert bool(stall.inside) == (act is stall), "the answers are there and the scores are not"
     assert recommended.degraded == ranked.degraded == [f"rank: {why}"]
     assert recommended.items == ["1", "9", "2", "8", "5"], "the sources' best in turns"
     assert ranked.items == [*popular(served), "unknown"]
@@ -258,10 +276,9 @@ def test_a_reranker_that_fails_is_skipped(world: Any, act: Any, why: str) -> Non
 
 # -------------------------------------------------------------------------------------------------- deadline
 def test_a_deadline_that_has_passed_gives_the_popular_items_at_once(world: Any, served: Served) -> None:
+    world.store.act = world.near.act = world.far.act = stall  # so that "at once" is without any of them
     late = Query("r", Deadline(0.01, begin=time.monotonic() - 1), user="u")
-    begin = time.monotonic()
     answer = world.pipeline.recommend(late, 5)
-    assert time.monotonic() - begin < 0.5
     assert answer.items == popular(served)[:5]
     assert "rank: deadline" in answer.degraded
     assert world.scorer.requests == []
@@ -269,9 +286,8 @@ def test_a_deadline_that_has_passed_gives_the_popular_items_at_once(world: Any, 
 
 def test_every_part_stalls_at_once_and_still_there_is_an_answer(world: Any, served: Served) -> None:
     world.store.act = world.near.act = world.far.act = world.scorer.act = stall
-    begin = time.monotonic()
     answer = world.pipeline.recommend(query(0.3), 5)
-    assert time.monotonic() - begin < 0.8
+    assert stall.inside >= 3, "the store, two sources, and the scorer if its place was free"
     assert answer.items == popular(served)[:5]
     assert [reason.partition(":")[0] for reason in answer.degraded] == [
         "state",

@@ -105,10 +105,20 @@ def test_a_full_queue_is_a_503_that_says_when_to_come_back(server: Any, monkeypa
 
 def test_the_deadline_of_a_request_is_kept_over_http(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, service = server
-    monkeypatch.setattr(service.scorer, "score", lambda request: time.sleep(3))
-    begin = time.monotonic()
-    answer = client.post("/v1/recommend", json={"count": 3, "timeout_ms": 200}).json()
-    assert time.monotonic() - begin < 1.0
+    inside, release, left = threading.Event(), threading.Event(), threading.Event()
+
+    def stall(request: Any) -> None:
+        inside.set()
+        release.wait(20)
+        left.set()
+
+    monkeypatch.setattr(service.scorer, "score", stall)
+    try:
+        answer = client.post("/v1/recommend", json={"count": 3, "timeout_ms": 200}).json()
+        assert inside.is_set()
+        assert not left.is_set(), "the answer is there while the scorer still stalls"
+    finally:
+        release.set()
     assert answer["degraded"] == ["rank: deadline"]
     assert len(answer["items"]) == 3
     assert 'plexrank_degraded_total{reason="rank"} 1.0' in client.get("/metrics").text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, version
@@ -65,10 +64,8 @@ def test_help_answers_without_torch() -> None:
         "heavy = {'torch', 'torchrec', 'pyarrow', 'numpy', 'sklearn', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    begin = time.monotonic()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert time.monotonic() - begin < 5
     for command in ("train", "compare", "validate", "plugins", "doctor", "init", "bundle", "version"):
         assert command in run.stdout
 

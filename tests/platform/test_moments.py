@@ -63,11 +63,10 @@ def test_a_hook_that_stalls_costs_its_budget_once_and_is_then_left_alone() -> No
         gate.wait(10)
 
     plugins = listening(slow={"on_event": stall}, good={"on_event": lambda event: 1})
-    before, begin = threading.active_count(), time.monotonic()
+    before = threading.active_count()
     for _ in range(200):
         assert plugins.notify("on_event", event={}) == [1]
-    assert time.monotonic() - begin < 1.0  # 200 times the budget would be 10 s
-    assert len(calls) == 1
+    assert len(calls) == 1, "it was waited for once; the other times it was not even asked"
     assert threading.active_count() <= before + 2  # one for the stalled, one for the good
     assert plugins.errors == {("on_event", "slow", "timeout"): 1, ("on_event", "slow", "suspended"): 199}
     gate.set()

@@ -95,7 +95,8 @@ def test_a_learners_deltas_are_in_the_answers_and_every_answer_names_its_version
     world.serves(f"{base}+1.1")
     first = world.scores()
     assert first != before
-    world.publisher.publish(world.delta(2))
+    newest = time.time() - 0.5
+    world.publisher.publish(world.delta(2, newest=newest))
     world.serves(f"{base}+1.2")
     assert world.scores() not in (first, before)
     about = world.client.get("/v1/models").json()
@@ -105,13 +106,14 @@ def test_a_learners_deltas_are_in_the_answers_and_every_answer_names_its_version
     assert (following["current"], following["epoch"], following["sequence"]) == (base, 1, 2)
     assert following["applied"] == 2
     assert following["trouble"] is None
-    assert 0.5 <= following["newest_event_age_seconds"] < 30
+    assert 0.5 <= following["newest_event_age_seconds"] <= time.time() - newest
     assert world.client.get("/health/ready").json()["model"]["version"] == f"{base}+1.2"
     assert f"{base}+1.2" in world.client.get("/?user=u1").text
 
 
 def test_what_deltas_cost_and_how_fresh_they_make_it_is_measured(world: World) -> None:
-    world.publisher.publish(world.delta(1, newest=time.time() - 3.0))
+    newest = time.time() - 3.0
+    world.publisher.publish(world.delta(1, newest=newest))
     world.serves(f"{world.bundle.version}+1.1")
     world.rank()
     figures = world.client.get("/metrics").text
@@ -122,7 +124,7 @@ def test_what_deltas_cost_and_how_fresh_they_make_it_is_measured(world: World) -
     assert values["plexrank_delta_rows_sum"] >= 30
     assert values["plexrank_delta_apply_seconds_count"] == 1
     assert values["plexrank_freshness_seconds_count"] == 1, "once a delta, whatever the number of answers"
-    assert 3.0 <= values["plexrank_freshness_seconds_sum"] < 30
+    assert 3.0 <= values["plexrank_freshness_seconds_sum"] <= time.time() - newest
     assert values['plexrank_event_lag_seconds_count{stage="delta"}'] == 1
     assert values["plexrank_newest_event_age_seconds_count"] >= 2
 
