@@ -13,9 +13,12 @@ import typer
 
 from engine.commands.output import JsonFlag, print_figures, print_json, print_table
 from engine.errors import PlexrankError
+from serving.triton.commands import deploy, follow
 from serving.triton.state import State, default_state
 
 app = typer.Typer(no_args_is_help=True, help="Run a Triton Inference Server on this machine.")
+app.command()(deploy)
+app.command()(follow)
 
 Repository = Annotated[Path, typer.Argument(help="Model repository, as `plexrank export triton` makes it.")]
 StateFolder = Annotated[
@@ -159,6 +162,9 @@ def _print(found: dict[str, Any]) -> None:
         for m in found["models"]
     ]
     print_table(["model", "triton version", "state", "answers as", "ms", "fault"], rows)
+    if found["followed"]:
+        columns = ("model", "number", "version", "applied", "rows", "age_seconds", "silent_seconds", "trouble")
+        print_table(columns, [[its[column] for column in columns] for its in found["followed"]])
     ports = {f"{name} port": str(number) for name, number in found["ports"].items()}
     pids = {name: str(found[name]) for name in ("pid", "server_pid", "follower") if found.get(name)}
-    print_figures({k: v for k, v in found.items() if k not in ("models", "ok")} | pids | ports)
+    print_figures({k: v for k, v in found.items() if k not in ("models", "ok", "followed")} | pids | ports)

@@ -12,6 +12,7 @@ import psutil
 from engine.errors import PlexrankError
 from serving.triton import shm
 from serving.triton.client import TritonClient, TritonError
+from serving.triton.follow_status import followed
 from serving.triton.probe import try_version
 from serving.triton.repository import ModelFolder
 from serving.triton.state import State, wait_until
@@ -54,6 +55,7 @@ def examine(folder: Path) -> dict[str, Any]:
         "revived": state.revived,
         "last_fault": None if state.last_fault is None else f"{state.last_fault['time']} {state.last_fault['what']}",
         "follower": None if state.follower is None else state.follower.pid,
+        "followed": followed(Path(state.repository)),
         **_memory(state),
     }
 

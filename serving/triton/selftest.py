@@ -1,4 +1,4 @@
-"""A request that was scored in process when a model was exported, kept beside it: what Triton must answer the same."""
+"""Requests that were scored in process when a model was exported, kept beside it: what Triton must answer the same."""
 
 from __future__ import annotations
 
@@ -14,16 +14,31 @@ from engine.errors import BundleError
 
 FILE = "selftest.safetensors"
 TOLERANCE = 1e-5
-_INPUT, _EXPECTED, _VERSION = "input.", "expected.", "version"
+_INPUT, _EXPECTED, _VERSION = "input", "expected", "version"
+
+Infer = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """inputs: 1-d tensors by name; expected: task -> FP32 [N] of the in-process scorer."""
+
+    inputs: Mapping[str, np.ndarray]
+    expected: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """inputs: 1-d tensors by name; expected: task -> FP32 [N] of the in-process scorer; version: the bundle's."""
+    """inputs, expected: a small request that can be asked every second; version: the bundle's; more: others."""
 
     inputs: Mapping[str, np.ndarray]
     expected: Mapping[str, np.ndarray]
     version: str
+    more: tuple[Case, ...] = ()
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        return (Case(self.inputs, self.expected), *self.more)
 
     @classmethod
     def open(cls, folder: Path) -> SelfTest:
@@ -35,30 +50,47 @@ class SelfTest:
                 version = (file.metadata() or {}).get(_VERSION, "")
         except SafetensorError as error:
             raise BundleError(f"{path}: damaged ({error}); export the model again") from error
-        inputs = {n.removeprefix(_INPUT): t for n, t in tensors.items() if n.startswith(_INPUT)}
-        expected = {n.removeprefix(_EXPECTED): t for n, t in tensors.items() if n.startswith(_EXPECTED)}
-        if not inputs or not expected:
+        cases: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            number, _, name = name.partition(".")
+            if kind in (_INPUT, _EXPECTED):
+                cases.setdefault(number, ({}, {}))[kind == _EXPECTED][name] = tensor
+        whole = [Case(*cases[number]) for number in sorted(cases, key=lambda n: (len(n), n))]
+        if not whole or not all(case.inputs and case.expected for case in whole):
             raise BundleError(f"{path}: no tensors '{_INPUT}...' and '{_EXPECTED}...'; export the model again")
-        return cls(inputs, expected, version)
+        return cls(whole[0].inputs, whole[0].expected, version, tuple(whole[1:]))
 
     def write(self, folder: Path) -> None:
-        """Into a version's folder."""
-        tensors = {_INPUT + n: np.ascontiguousarray(t) for n, t in self.inputs.items()}
-        tensors |= {_EXPECTED + n: np.ascontiguousarray(t, dtype=np.float32) for n, t in self.expected.items()}
+        """Into a version's folder: `input.0.NAME`, `expected.0.TASK`, and so on for each request."""
+        tensors: dict[str, np.ndarray] = {}
+        for number, case in enumerate(self.cases):
+            tensors |= {f"{_INPUT}.{number}.{n}": np.ascontiguousarray(t) for n, t in case.inputs.items()}
+            expected = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in case.expected.items()}
+            tensors |= {f"{_EXPECTED}.{number}.{n}": t for n, t in expected.items()}
         save_file(tensors, folder / FILE, {_VERSION: self.version})
+        (folder / FILE).chmod(0o644)  # safetensors lets only its owner read what it writes
 
-    def run(self, infer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]) -> str:
-        """Asks once -> the version that answered. BundleError names the task that is wrong; infer's own errors pass.
+    def run(self, infer: Infer) -> str:
+        """Asks the small request -> the version that answered.
 
-        Scores are compared while the bundle's own version answers. Once deltas were applied (`version+epoch.sequence`)
-        they are others, and must be probabilities, one a candidate.
+        BundleError names the task that is wrong; infer's own errors pass. Scores are compared while the bundle's own
+        version answers. Once deltas were applied (`version+epoch.sequence`) they are others, and must be probabilities,
+        one a candidate.
         """
-        answer = infer(dict(self.inputs))
+        return self._asked(self.cases[0], infer)
+
+    def run_all(self, infer: Infer) -> str:
+        """Asks all requests, as `run` does."""
+        return [self._asked(case, infer) for case in self.cases][-1]
+
+    def _asked(self, case: Case, infer: Infer) -> str:
+        answer = infer(dict(case.inputs))
         answered = np.asarray(answer.get(_VERSION, np.zeros(0, np.uint8)), np.uint8).tobytes().decode(errors="replace")
         base, learnt, _ = answered.partition("+")
         if base != self.version:
             raise BundleError(f"self-test: version '{answered}' answers in place of '{self.version}'")
-        for task, expected in self.expected.items():
+        for task, expected in case.expected.items():
             scores = answer.get(task)
             if scores is None or scores.shape != expected.shape:
                 shape = "no scores" if scores is None else f"scores of shape {list(scores.shape)}"
