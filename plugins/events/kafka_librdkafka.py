@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from engine.components import LogRecord
-from engine.errors import EventError, PluginError
+from engine.errors import EventError, LogUnavailable, PluginError
 from plugins.events.kafka_client import Client, Consumer, Event, Fetched, Headers, KafkaOptions, OffsetGone, Topic
 from plugins.events.kafka_security import librdkafka_settings
 
@@ -229,6 +229,9 @@ class LibrdkafkaConsumer(Consumer):
         self._seconds = client.options.timeout_ms / 1000
         self._at: dict[int, int] = {}
         self._answered: set[int] = set()  # since their place was set: before, the cached watermark is an older one
+        self._paused: set[int] = set()
+        self._given: list[int] | None = None  # by the group, and not begun yet
+        self._begin: Callable[[Sequence[int]], Mapping[int, int]] | None = None
 
     def _of(self, partition: int, offset: int = ck.OFFSET_INVALID) -> ck.TopicPartition:
         return ck.TopicPartition(self._topic, partition, offset)
@@ -241,16 +244,40 @@ class LibrdkafkaConsumer(Consumer):
 
     def subscribe(self, begin: Callable[[Sequence[int]], Mapping[int, int]]) -> None:
         def assigned(consumer: ck.Consumer, places: list[ck.TopicPartition]) -> None:
-            self._at = dict(begin([place.partition for place in places]))
-            self._answered.clear()
-            consumer.assign([self._of(partition, offset) for partition, offset in self._at.items()])
+            """An error here would be passed over and nothing be read: where to begin is asked behind it."""
+            self._given = [place.partition for place in places]
+            consumer.assign([self._of(partition, ck.OFFSET_BEGINNING) for partition in self._given])
+            consumer.pause(places)
 
         def revoked(consumer: ck.Consumer, places: list[ck.TopicPartition]) -> None:
+            self._given = None
             consumer.unassign()
 
+        self._begin = begin
         self._consumer.subscribe([self._topic], on_assign=assigned, on_revoke=revoked, on_lost=revoked)
 
+    def _begin_given(self) -> None:
+        """LogUnavailable where the brokers do not say where to begin: the next poll asks again."""
+        given, begin = self._given, self._begin
+        if given is None or begin is None:
+            return
+        at = {partition: max(offset, self._at.get(partition, 0)) for partition, offset in begin(given).items()}
+        self.assign(at)
+        self._given = None
+        for paused, change in ((True, self._consumer.pause), (False, self._consumer.resume)):  # it outlives `assign`
+            change([self._of(partition) for partition in given if (partition in self._paused) is paused])
+
     def poll(self, limit: int, timeout: float) -> Fetched:
+        self._begin_given()
+        fetched = self._fetched(limit, timeout)
+        try:
+            self._begin_given()  # what the group shared out meanwhile
+        except LogUnavailable:
+            if not fetched.records and not fetched.tombstones:
+                raise
+        return fetched
+
+    def _fetched(self, limit: int, timeout: float) -> Fetched:
         limit = min(limit, _MOST)
         with self._client.told(f"reading topic {self._topic}"):
             messages = self._consumer.consume(limit, timeout=0)
@@ -299,6 +326,8 @@ class LibrdkafkaConsumer(Consumer):
                 self._answered.discard(partition)
 
     def positions(self) -> dict[int, int]:
+        if self._given is not None:
+            return {}
         return {place.partition: self._at.get(place.partition, 0) for place in self._consumer.assignment()}
 
     def highwaters(self) -> dict[int, int]:
@@ -348,9 +377,11 @@ class LibrdkafkaConsumer(Consumer):
                 ) from error
 
     def pause(self, partitions: Sequence[int]) -> None:
+        self._paused.update(partitions)
         self._consumer.pause([self._of(place) for place in partitions if place in self.positions()])
 
     def resume(self, partitions: Sequence[int]) -> None:
+        self._paused.difference_update(partitions)
         self._consumer.resume([self._of(place) for place in partitions if place in self.positions()])
 
     def close(self) -> None:

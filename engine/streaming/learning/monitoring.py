@@ -33,7 +33,7 @@ class PositionsCopy:
 
     def write(self, positions: Mapping[int, int]) -> None:
         """After the checkpoint that holds them; does not block."""
-        if Capability.GROUPS not in self._source.capabilities:
+        if not positions or Capability.GROUPS not in self._source.capabilities:
             return
         with self._wake:
             self._newest = dict(positions)
