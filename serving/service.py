@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -144,19 +144,19 @@ class Service:
         config_ = config or served.bundle.config.serving
         plugins.enable(served.bundle.config.plugins)
         scorer: Scorer = component(plugins, "scorers", config_.scorer)
-        scorer.load(bundle)
-        state_dir.mkdir(parents=True, exist_ok=True)
-        store: StateStore = component(
-            plugins,
-            "state_stores",
-            placed(plugins, "state_stores", config_.state_store, state_dir),
-            config_.history_cap,
-        )
-        try:
+        with ExitStack() as undo:
+            undo.callback(scorer.close)
+            scorer.load(bundle)
+            state_dir.mkdir(parents=True, exist_ok=True)
+            store: StateStore = component(
+                plugins,
+                "state_stores",
+                placed(plugins, "state_stores", config_.state_store, state_dir),
+                config_.history_cap,
+            )
+            undo.callback(store.close)
             events = open_forwarding(plugins, config_, state_dir)
-        except PlexrankError:
-            store.close()
-            raise
+            undo.pop_all()
         service = cls(bundle, config, state_dir, plugins, served, scorer, store, events)
         service.registry = registry
         service._seed()

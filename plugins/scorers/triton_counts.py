@@ -47,7 +47,9 @@ class Counts:
     def measures(self, *, asked: bool) -> list[Measure]:
         """asked: whether Triton is at the moment."""
         with self._lock:
-            failures = {(reason,): float(count) for reason, count in self._failures.items()}
+            failures: dict[tuple[str, ...], float | Durations] = {
+                (reason,): float(count) for reason, count in self._failures.items()
+            }
         return [
             Measure("scorer_calls", "Calls of the model server", "counter", (), {(): float(self._calls)}),
             Measure("scorer_failures", "Requests that it gave no usable scores for", "counter", ("reason",), failures),

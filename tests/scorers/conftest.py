@@ -22,7 +22,6 @@ from engine.streaming.deltas.delta import Delta, TableRows
 from plugins.scorers.inproc import InprocScorer
 from plugins.scorers.triton import TritonScorer
 from tests.conftest import FilmWorld
-from tests.scorers.triton_server import TritonLike
 
 
 @pytest.fixture(scope="session")
@@ -119,15 +118,17 @@ Rewrite = Callable[[Path, Mapping[str, Tensor]], Path]
 
 
 @pytest.fixture
-def triton(tiny_bundle: Path) -> Iterator[TritonLike]:
-    """A server that speaks as Triton does, with the tiny bundle as version 3."""
+def triton(tiny_bundle: Path) -> Iterator[Any]:
+    """A server that speaks as Triton does (`TritonLike`), with the tiny bundle as version 3."""
+    from tests.scorers.triton_server import TritonLike
+
     server = TritonLike("tiny", {"3": tiny_bundle})
     yield server
     server.stop()
 
 
 @pytest.fixture
-def made(triton: TritonLike, tiny_bundle: Path) -> Iterator[Callable[..., TritonScorer]]:
+def made(triton: Any, tiny_bundle: Path) -> Iterator[Callable[..., TritonScorer]]:
     """Makes scorers of that server, with the tiny bundle loaded; closes them at the end."""
     scorers = []
 

@@ -8,8 +8,12 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient.grpc", reason="no client of Triton: pip install 'plexrank[triton]'")
+
+import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc as pb_grpc
 
