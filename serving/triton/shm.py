@@ -50,7 +50,7 @@ def require_room(
     free = found.f_bavail * found.f_frsize
     if free < need * MIB:
         raise PlexrankError(
-            f"{folder}: {free / MIB:.1f} MiB free of {found.f_blocks * found.f_frsize / MIB:.0f}, and "
+            f"{folder}: {free / MIB:.1f} MiB free of {found.f_blocks * found.f_frsize / MIB:.1f}, and "
             f"{instances} model instances need {need}: remove what fills it (ls -l {folder}), or make it larger "
             "(docker run --shm-size=1g; mount -o remount,size=1g)"
         )

@@ -130,8 +130,9 @@ class State:
         path.chmod(0o600)
 
     def fault(self, what: str) -> None:
-        """Kept as the last one."""
-        self.last_fault = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "what": what}
+        """Kept as the last one, on one line."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self.last_fault = {"time": now, "what": " ".join(what.split())}
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def test_a_full_shared_memory_is_an_error_with_its_remedy(tmp_path: Path) -> Non
         return os.statvfs_result((4096, 4096, 64 * mib, 20 * mib, 20 * mib, 0, 0, 0, 0, 255))
 
     shm.require_room(4, statvfs=nearly_full)
-    with pytest.raises(PlexrankError, match=r"20\.0 MiB free of 64, and 5 model instances need 21: .*--shm-size=1g"):
+    with pytest.raises(PlexrankError, match=r"20\.0 MiB free of 64\.0, and 5 model instances need 21: .*--shm-size=1g"):
         shm.require_room(5, statvfs=nearly_full)
     with pytest.raises(PlexrankError, match="No such file or directory"):
         shm.require_room(1, tmp_path / "absent")
