@@ -134,6 +134,8 @@ def _said(url: str) -> Iterator[None]:
         yield
     except InferenceServerException as error:
         code = str(error.status() or "UNKNOWN").removeprefix("StatusCode.")
+        if CONTROL_KEY in str(error.message()):  # which Triton calls UNAVAILABLE
+            raise TritonError(f"{url}: only with the server's secret: set {CONTROL}", "PERMISSION_DENIED") from None
         raise TritonError(f"{url}: {error.message()}", code) from None
     except (ValueError, TypeError) as error:  # from set_data_from_numpy, and as_numpy of an answer that does not add up
         raise TritonError(f"{url}: {error}", "INVALID_ARGUMENT") from error
