@@ -93,7 +93,7 @@ def test_a_learner_killed_at_twenty_random_points_ends_with_the_bits_of_an_unbro
     assert lines[-1] == "kills 20"
     last = json.loads(lines[-2])
 
-    for name in ("events", "join", "examples", "open", "steps", "positions", "figures"):
+    for name in ("events", "join", "examples", "examples_sha256", "open", "steps", "positions", "figures"):
         assert last[name] == whole[name], name
     assert last["events"]["in"] == len(stream.events)
     assert last["events"]["in"] == sum(n for name, n in last["events"].items() if name != "in")
