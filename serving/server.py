@@ -65,7 +65,9 @@ class Server:
         """What of the stream and of scoring does not do all that it should."""
         trouble = None if self.following is None else self.following.trouble
         scoring = [f"rank: {why}" for why in self.service.scorer.degraded()]
-        return [*self.service.degraded(), *(["deltas: not followed"] if trouble else []), *scoring]
+        deltas = ["deltas: not followed"] if trouble else []
+        items = ["items: not followed"] if self.service.item_tail.trouble else []
+        return [*self.service.degraded(), *deltas, *items, *scoring]
 
     async def body(self, request: Request, kind: type[T]) -> T:
         """The body of a JSON route, within the limits."""
