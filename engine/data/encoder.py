@@ -164,7 +164,8 @@ class FeatureEncoder:
                 out[sequence.name] = (values, np.array([len(values)]))
                 if items is None and sequence.of and self.names_item(self.schema[sequence.of]):
                     items = raw
-        past = fingerprints(items[: max(s.max_length for s in self.schema.sequences)]) if items is not None else None
+        longest = max((s.max_length for s in self.schema.sequences), default=0)
+        past = fingerprints(items[:longest]) if items is not None else None
         for sequence in self.schema.sequences:
             if sequence.name in out:
                 continue
