@@ -1,6 +1,7 @@
 """Written by `plexrank export triton`: hands tensors on between Triton and plexrank, which is installed beside it.
 
-Only by DLPack: Triton's own `as_numpy` gives zeros with numpy 2.
+Only by DLPack: Triton's own `as_numpy` gives zeros with numpy 2. Out of torch's tensors: at the end of numpy's own
+Triton complains in its log.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
-        from serving.triton.hosted import Hosted  # brings torch, for which Triton has time only here
+        from torch import from_numpy  # only here: Triton has no patience while it imports this file
 
-        self.hosted = Hosted.started(args)
+        from serving.triton.hosted import Hosted
+
+        self.hosted, self.from_numpy = Hosted.started(args), from_numpy
 
     def execute(self, requests: list[Any]) -> list[Any]:
         answers = self.hosted.score([tensors_of(request) for request in requests])
-        return [response_of(answer) for answer in answers]
+        return [self.response_of(answer) for answer in answers]
+
+    def response_of(self, answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            refused = hasattr(answer, "status")  # a RequestError
+            code = pb_utils.TritonError.INVALID_ARG if refused else pb_utils.TritonError.INTERNAL
+            return pb_utils.InferenceResponse([], pb_utils.TritonError(str(answer), code))
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor.from_dlpack(name, self.from_numpy(array.reshape(1, -1))) for name, array in answer.items()]
+        )
 
     def finalize(self) -> None:
         self.hosted.close()
@@ -36,13 +48,3 @@ def tensors_of(request: Any) -> dict[str, np.ndarray]:
         elif name == "candidates":
             tensors[name] = np.empty(0, np.int64)
     return tensors
-
-
-def response_of(answer: Any) -> Any:
-    if isinstance(answer, Exception):
-        refused = hasattr(answer, "status")  # a RequestError
-        code = pb_utils.TritonError.INVALID_ARG if refused else pb_utils.TritonError.INTERNAL
-        return pb_utils.InferenceResponse([], pb_utils.TritonError(str(answer), code))
-    return pb_utils.InferenceResponse(
-        [pb_utils.Tensor.from_dlpack(name, array.reshape(1, -1)) for name, array in answer.items()]
-    )
