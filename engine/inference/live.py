@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from engine.inference.live_files import DensePart, Generation, naming
 from engine.inference.live_making import enter, generation_path
 from engine.inference.live_state import Record, StatePage
 from engine.inference.live_view import LiveView, first_view
+from engine.inference.quantised import Kind
 from engine.item_side import ItemSide
 from engine.model import RankingModel
 from engine.plugins import Plugins, installed
@@ -34,17 +35,24 @@ _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 
 
+Over = Callable[[RankingModel], RankingModel]
+
+
+def _itself(model: RankingModel) -> RankingModel:
+    return model
+
+
 class LiveModel:
     """Reads live memory. `now` is what scores: take it once a request, all of it is of one moment.
 
     Another thread calls `refresh` every few milliseconds; requests take no lock and never wait for it.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int, over: Over) -> None:
         """`open` gives one."""
         self.folder, self.bundle = folder, bundle
         self.trouble: str | None = None
-        self._plugins, self._most_bytes = plugins, most_bytes
+        self._plugins, self._most_bytes, self._over = plugins, most_bytes, over
         self._turning = threading.Lock()
         self._look = self._again = 0.0
         self._raw = b""
@@ -64,17 +72,21 @@ class LiveModel:
         plugins: Plugins | None = None,
         *,
         item_vectors_mb: int = ITEM_VECTORS_MB,
+        tables: Kind = "float32",
+        over: Over = _itself,
         timeout: float = 600.0,
     ) -> LiveModel:
         """Maps what is there; where there is nothing, makes it from the bundle, or waits while another process does.
 
         item_vectors_mb: most memory for items' vectors where they are to be made; those that are there are used.
+        tables: how the tables are held where they are to be made. over: a model -> one of the same parts that scores in
+        its place; asked again for each new dense part.
         PlexrankError naming the folder where it cannot be written to or the disk is full; BundleError where it is
         another bundle's, or the bundle's weights are not what its manifest says.
         """
         found = plugins if plugins is not None else installed()
-        enter(folder, bundle, found, item_vectors_mb << 20, timeout)
-        return cls(folder, bundle, found, item_vectors_mb << 20)
+        enter(folder, bundle, found, item_vectors_mb << 20, timeout, tables)
+        return cls(folder, bundle, found, item_vectors_mb << 20, over)
 
     # ---------------------------------------------------------------------------------------------- what scores
     @property
@@ -177,6 +189,7 @@ class LiveModel:
         if dense is None:
             return None
         view = first_view(self.bundle, self._plugins, generation, dense, version, self._most_bytes)
+        view = _again(view, self._over(view.model), view.calibration, version)
         self._generation, self._dense = generation, dense
         return view
 
@@ -185,7 +198,7 @@ class LiveModel:
         assert self._dense is not None
         held = self._dense.state
         changed = {name: tensor for name, tensor in dense.state.items() if not torch.equal(tensor, held[name])}
-        return with_dense(model, changed) if changed else model
+        return self._over(with_dense(model, changed)) if changed else model
 
 
 def _again(view: LiveView, model: RankingModel, calibration: Mapping[str, Calibration], version: str) -> LiveView:

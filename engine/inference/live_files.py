@@ -1,8 +1,8 @@
 """A generation of a live folder: files that every process of the machine maps, so that it holds them once.
 
-`gen-<k>/tables` and `items`: float32 arrays, written in place. `dense-0`, `dense-1`: the dense part with the
-calibration as safetensors, in turns; a reader knows by length and checksum whether it read what it wanted.
-`layout.json`: what lies where.
+`gen-<k>/tables` and `items`: arrays, float32 but for quantised tables, written in place. `dense-0`, `dense-1`: the
+dense part with the calibration as safetensors, in turns; a reader knows by length and checksum whether it read what it
+wanted. `layout.json`: what lies where.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from engine.errors import PlexrankError
+from engine.inference.quantised import quantised
 from engine.item_side import HeldItems
 from engine.streaming.learning.recalibration import PREFIX
 from engine.training.calibration import Calibration
@@ -38,14 +40,15 @@ _SPARE = 1 << 16
 
 
 class Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """float32, rows behind one another."""
+    """Rows behind one another. dtype uint8: a table as `engine.inference.quantised` makes them."""
 
     offset: int
     shape: tuple[int, int]
+    dtype: Literal["float32", "uint8"] = "float32"
 
     @property
     def end(self) -> int:
-        return self.offset + 4 * math.prod(self.shape)
+        return self.offset + np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
 
 class ItemsLayout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +95,7 @@ class DensePart:
 
 @dataclass(frozen=True)
 class Generation:
-    """Mapped. tables: table -> float32 [rows, dim]. items: None where they are not kept."""
+    """Mapped. tables: table -> float32 [rows, dim], or quantised. items: None where they are not kept."""
 
     path: Path
     layout: Layout
@@ -131,11 +134,11 @@ class Generation:
             file.write(data)
 
 
-def placed(shapes: Mapping[str, tuple[int, int]]) -> dict[str, Array]:
+def placed(shapes: Mapping[str, tuple[int, int]], dtype: Literal["float32", "uint8"] = "float32") -> dict[str, Array]:
     """Where arrays of these shapes lie in a file, each at the beginning of a page."""
     found, end = {}, 0
     for name, shape in shapes.items():
-        found[name] = Array(-(-end // _ALIGNED) * _ALIGNED, shape)
+        found[name] = Array(-(-end // _ALIGNED) * _ALIGNED, shape, dtype)
         end = found[name].end
     return found
 
@@ -163,13 +166,13 @@ def allocate_dense(path: Path, data: bytes) -> None:
 
 
 def mapped(path: Path, arrays: Mapping[str, Array], *, writable: bool) -> dict[str, Tensor]:
-    """The arrays of a file, float32, in memory that is shared with all that map it. PlexrankError where it is shorter
+    """The arrays of a file, in memory that is shared with all that map it. PlexrankError where it is shorter
     than they are."""
     size, wanted = path.stat().st_size, max((a.end for a in arrays.values()), default=0)
     if size < wanted:
         raise PlexrankError(f"{path}: truncated: {size:,} bytes of {wanted:,}: stop what uses it and remove its folder")
     if not wanted:
-        return {name: torch.empty(array.shape) for name, array in arrays.items()}
+        return {n: torch.from_numpy(np.empty(array.shape, array.dtype)) for n, array in arrays.items()}
     with path.open("r+b" if writable else "rb") as file:
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         memory = mmap.mmap(file.fileno(), size, access=access)
@@ -178,9 +181,20 @@ def mapped(path: Path, arrays: Mapping[str, Array], *, writable: bool) -> dict[s
         warnings.simplefilter("ignore")  # torch has no tensors that are read-only; nothing here writes to a reader's
         for name, array in arrays.items():
             count = math.prod(array.shape)
-            flat = np.frombuffer(memory, np.float32, count, array.offset) if count else np.empty(0, np.float32)
+            flat = np.frombuffer(memory, array.dtype, count, array.offset) if count else np.empty(0, array.dtype)
             found[name] = torch.from_numpy(flat).reshape(array.shape)
     return found
+
+
+def copy_table(source: Tensor, target: Tensor) -> None:
+    """float32 [rows, dim] into a table of that kind, or into a quantised one."""
+    if target.dtype == torch.float32:
+        copy(source, target)
+        return
+    with torch.no_grad():
+        for start in range(0, len(source), _COPIED // 64):
+            some = slice(start, start + _COPIED // 64)
+            target[some].copy_(quantised(source[some]))
 
 
 def copy(source: Tensor, target: Tensor) -> None:

@@ -29,28 +29,33 @@ from engine.inference.live_files import (
     allocate_arrays,
     allocate_dense,
     copy,
+    copy_table,
     mapped,
     naming,
     placed,
 )
 from engine.inference.live_state import NAME, Record, StatePage
 from engine.inference.live_view import LiveView, built, check, view_of
+from engine.inference.quantised import Kind, row_bytes
 from engine.item_side import HeldItems, ItemSide
-from engine.model import build_model
+from engine.model import RankingModel, build_model
 from engine.plugins import Plugins
 from engine.streaming.deltas import apply
 from engine.streaming.deltas.delta import TableRows
 from engine.streaming.deltas.lease import locked
+from engine.tables import FrozenTables
 
 _WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a generation is made of. tables: their numbers, to be copied, or a generation that it shares them with."""
+    """What a generation is made of. tables: float32 numbers, to be held as `kind`, or a generation that it shares them
+    with."""
 
     tables: Mapping[str, Tensor] | Generation
     dense: DensePart
+    kind: Kind = "float32"
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ def generation_path(folder: Path, number: int) -> Path:
     return folder / f"gen-{number}"
 
 
-def enter(folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int, timeout: float) -> None:
+def enter(folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int, timeout: float, kind: Kind) -> None:
     """Sees to it that there is a generation to map: makes the first one, from the bundle, or waits for who does.
 
     PlexrankError naming the folder where it cannot be made (a full disk, no permission) or another process takes longer
@@ -82,7 +87,8 @@ def enter(folder: Path, bundle: Bundle, plugins: Plugins, most_bytes: int, timeo
         remove_others(folder, None)
         for left in folder.glob(f".{NAME}.*"):
             left.unlink()
-        made = make(folder, 1, bundle, plugins, most_bytes, bundle_source(bundle, plugins), {}, bundle.version)
+        source = bundle_source(bundle, plugins, kind)
+        made = make(folder, 1, bundle, plugins, most_bytes, source, {}, bundle.version)
         StatePage.create(folder, bundle, Record.of(1, 1, made.dense))
 
 
@@ -103,8 +109,9 @@ def remove_others(folder: Path, current: int | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def bundle_source(bundle: Bundle, plugins: Plugins) -> Source:
-    """The bundle's weights, mapped. BundleError where they are not what the manifest says, or not of its model."""
+def bundle_source(bundle: Bundle, plugins: Plugins, kind: Kind) -> Source:
+    """The bundle's weights, mapped. BundleError where they are not what the manifest says, or not of its model, or
+    where there are no tables to quantise."""
     path = inside(bundle.path, _WEIGHTS)
     model = build_model(bundle.config, bundle.statistics, plugins, frozen=True, device=torch.device("meta"))
     try:
@@ -121,7 +128,18 @@ def bundle_source(bundle: Bundle, plugins: Plugins) -> Source:
     odd = [name for name, table in tables.items() if table.dtype != torch.float32 or table.dim() != 2]
     if odd:
         raise BundleError(f"{path}: table {odd[0]} is not float32 [rows, dim]: it cannot be changed while it serves")
-    return Source(tables, DensePart({name: tensor.clone() for name, tensor in state.items()}, bundle.calibration))
+    if kind == "int8":
+        check_quantisable(bundle, model)
+    return Source(tables, DensePart({name: tensor.clone() for name, tensor in state.items()}, bundle.calibration), kind)
+
+
+def check_quantisable(bundle: Bundle, model: RankingModel) -> None:
+    """BundleError where the embedding method has no tables."""
+    if not isinstance(model.embedding, FrozenTables) or not apply.tables(model):
+        raise BundleError(
+            f"{bundle.path}: embedding '{bundle.config.embedding.name}' has no tables that could be held as int8; "
+            "export it with float32 (serving.triton.tables)"
+        )
 
 
 def make(
@@ -145,7 +163,7 @@ def make(
         shutil.rmtree(left, ignore_errors=True)
     path.mkdir()
     try:
-        arrays, tables = _tables(path, source.tables)
+        arrays, tables = _tables(path, source)
         data = source.dense.encoded()
         allocate_dense(path, data)
         model = built(bundle, plugins, tables, source.dense.state)
@@ -164,16 +182,20 @@ def make(
     return Made(generation, view, data)
 
 
-def _tables(path: Path, source: Mapping[str, Tensor] | Generation) -> tuple[dict[str, Array], dict[str, Tensor]]:
+def _tables(path: Path, source: Source) -> tuple[dict[str, Array], dict[str, Tensor]]:
     """The tables' file of a generation at `path`: what lies where, and what is there, mapped."""
-    if isinstance(source, Generation):
-        link(source.path / TABLES, path / TABLES)
-        arrays = source.layout.tables
+    if isinstance(source.tables, Generation):
+        link(source.tables.path / TABLES, path / TABLES)
+        arrays = source.tables.layout.tables
         return arrays, mapped(path / TABLES, arrays, writable=True)
-    arrays = placed({name: (len(table), table.shape[1]) for name, table in source.items()})
+    shapes = {name: (len(table), table.shape[1]) for name, table in source.tables.items()}
+    if source.kind == "int8":
+        arrays = placed({name: (rows, row_bytes(dim)) for name, (rows, dim) in shapes.items()}, "uint8")
+    else:
+        arrays = placed(shapes)
     tables = allocate_arrays(path / TABLES, arrays)
-    for name, table in source.items():
-        copy(table, tables[name])
+    for name, table in source.tables.items():
+        copy_table(table, tables[name])
     return arrays, tables
 
 

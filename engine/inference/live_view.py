@@ -16,6 +16,7 @@ from engine.components import ScoreRequest
 from engine.data.encoder import FeatureEncoder
 from engine.errors import BundleError
 from engine.inference.live_files import DensePart, Generation
+from engine.inference.quantised import QuantisedTables
 from engine.item_side import ItemSide
 from engine.model import RankingModel, build_model
 from engine.plugins import Plugins
@@ -43,11 +44,14 @@ class LiveView:
 
 
 def built(bundle: Bundle, plugins: Plugins, tables: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> RankingModel:
-    """The bundle's model, settled, over these tables and with this state behind them; neither is copied.
+    """The bundle's model, settled, over these tables (float32, or all quantised) and with this state behind them;
+    neither is copied.
 
     BundleError where they are not of this model.
     """
     model = build_model(bundle.config, bundle.statistics, plugins, frozen=True, device=torch.device("meta"))
+    if tables and all(table.dtype == torch.uint8 for table in tables.values()):
+        model.embedding = QuantisedTables.like(model.embedding)
     assign(model, {**{f"{TABLES}{name}": table for name, table in tables.items()}, **state}, str(bundle.path))
     model.settle()
     return model

@@ -19,6 +19,7 @@ from engine.inference.live_files import DensePart, Generation, copy, naming
 from engine.inference.live_making import Made, Source, bundle_source, enter, generation_path, make, remove_others
 from engine.inference.live_state import Record, StatePage
 from engine.inference.live_view import LiveView, check, first_view
+from engine.inference.quantised import Kind
 from engine.item_side import ItemSide
 from engine.plugins import Plugins, installed
 from engine.streaming.deltas.apply import Chain, Step, check_fit, with_dense, write_rows
@@ -52,18 +53,22 @@ class LiveWriter:
         plugins: Plugins | None = None,
         *,
         item_vectors_mb: int = ITEM_VECTORS_MB,
+        tables: Kind = "float32",
         timeout: float = 600.0,
     ) -> None:
-        """PlexrankError naming the process that writes there already, or the folder where it cannot be written to;
+        """tables: how a generation that is made of the bundle holds its tables.
+
+        PlexrankError naming the process that writes there already, or the folder where it cannot be written to;
         BundleError where it is another bundle's."""
         self.folder, self.bundle = folder, bundle
         self._plugins, self._most_bytes = plugins if plugins is not None else installed(), item_vectors_mb << 20
+        self._kind: Kind = tables
         self._changing = threading.Lock()
         with naming(folder, "cannot be opened"):
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
         try:
-            enter(folder, bundle, self._plugins, self._most_bytes, timeout)
+            enter(folder, bundle, self._plugins, self._most_bytes, timeout, tables)
             with naming(folder, "cannot be mapped"):
                 self._take_up()
         except BaseException:
@@ -170,14 +175,15 @@ class LiveWriter:
             self.bundle,
             self._plugins,
             self._most_bytes,
-            Source(source.tables, dense),
+            replace(source, dense=dense),
             delta.tables,
             chain.version,
         )
         self._go_to(made, dense, chain)
 
     def _begin_anew(self) -> None:
-        source, chain = bundle_source(self.bundle, self._plugins), Chain(self.bundle.name, self.bundle.version)
+        source = bundle_source(self.bundle, self._plugins, self._kind)
+        chain = Chain(self.bundle.name, self.bundle.version)
         number = self._record.generation + 1
         made = make(self.folder, number, self.bundle, self._plugins, self._most_bytes, source, {}, chain.version)
         self._go_to(made, source.dense, chain)
@@ -198,7 +204,7 @@ class LiveWriter:
         try:
             opened = Bundle.open(self.bundle.path, verify=False)
             if opened.manifest.digest == self.bundle.manifest.digest:
-                return bundle_source(self.bundle, self._plugins)
+                return bundle_source(self.bundle, self._plugins, self._kind)
         except BundleError as error:
             raise DeltaGap(
                 f"delta {delta.version} begins a chain anew, and its bundle cannot be read: {error}"

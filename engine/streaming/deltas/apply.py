@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from engine.bundle.tensors import finite
 from engine.errors import BundleError, DeltaGap
+from engine.inference.quantised import dims, quantised
 from engine.model import RankingModel
 from engine.streaming.deltas.delta import Delta, TableRows, version_of
 
@@ -80,16 +81,18 @@ class Chain:
 
 
 def tables(model: nn.Module) -> Mapping[str, Tensor]:
-    """table -> its weights float32 [rows, dim]; nothing for an embedding method without tables."""
+    """table -> its weights float32 [rows, dim], or quantised; nothing for an embedding method without tables."""
     weights = getattr(model.embedding, "weights", None)
     return dict(weights.items()) if isinstance(weights, nn.ParameterDict) else {}
 
 
 def check_fit(model: nn.Module, delta: Delta) -> None:
     """BundleError for the first table, row, value or dense tensor that is not of this model or not finite."""
-    weights = tables(model)
+    weights, narrower = tables(model), dims(model.embedding)
     for name, part in delta.tables.items():
-        _check_rows(f"delta {delta.version}: table '{name}'", weights.get(name), part)
+        weight = weights.get(name)
+        dim = 0 if weight is None else narrower.get(name, weight.shape[1])
+        _check_rows(f"delta {delta.version}: table '{name}'", weight, dim, part)
     if not delta.dense:
         return
     state = model.state_dict()
@@ -105,14 +108,14 @@ def check_fit(model: nn.Module, delta: Delta) -> None:
             raise BundleError(f"{where} holds numbers that are not finite")
 
 
-def _check_rows(where: str, weight: Tensor | None, part: TableRows) -> None:
+def _check_rows(where: str, weight: Tensor | None, dim: int, part: TableRows) -> None:
     if weight is None:
         raise BundleError(f"{where}: the model has no such table: load the bundle it grew from")
     rows, values = part.rows, part.values
-    if rows.ndim != 1 or rows.dtype != np.int64 or values.shape != (len(rows), weight.shape[1]):
+    if rows.ndim != 1 or rows.dtype != np.int64 or values.shape != (len(rows), dim):
         raise BundleError(
             f"{where}: rows {rows.dtype}{list(rows.shape)} with values {list(values.shape)}; "
-            f"wanted int64 [n] with [n, {weight.shape[1]}]"
+            f"wanted int64 [n] with [n, {dim}]"
         )
     if values.dtype != np.float32:
         raise BundleError(f"{where}: values are {values.dtype}; wanted float32")
@@ -130,7 +133,8 @@ def write_rows(model: nn.Module, parts: Mapping[str, TableRows], *, pause: bool 
         for chunk in chunks(len(part.rows), pause=pause):
             with torch.inference_mode():
                 rows, values = torch.from_numpy(part.rows[chunk]), torch.from_numpy(part.values[chunk])
-                weights[name].index_copy_(0, rows, values)
+                weight = weights[name]
+                weight.index_copy_(0, rows, quantised(values) if weight.dtype == torch.uint8 else values)
 
 
 def chunks(rows: int, *, pause: bool = True) -> Iterator[slice]:
