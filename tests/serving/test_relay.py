@@ -50,17 +50,15 @@ def test_a_stalled_stage_is_left_behind_in_time_and_the_request_goes_on(relay: R
     release = threading.Event()
 
     def flow() -> Flow:
-        begin = time.monotonic()
+        until = soon(0.1)
         try:
-            yield Stage("stalls", soon(0.1), release.wait, (30,))
+            yield Stage("stalls", until, release.wait, (30,))
         except Late:
-            waited = time.monotonic() - begin
-        return waited, (yield Stage("next", soon(), lambda: "answer"))
+            early = time.monotonic() < until
+        return early, (yield Stage("next", soon(), lambda: "answer"))
 
-    waited, answer = relay.begin(flow()).result(5)
-    assert answer == "answer"
-    assert 0.09 < waited < 1.0
-    assert relay.stuck("stalls") == 1
+    assert relay.begin(flow()).result(20) == (False, "answer")
+    assert relay.stuck("stalls") == 1, "the answer is there and the stage is not"
     release.set()
     for _ in range(100):
         if relay.stuck("stalls") == 0:
