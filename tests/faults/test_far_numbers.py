@@ -19,22 +19,16 @@ from engine.served import Served
 from engine.streaming.learning.learner import Learner
 from plugins.scorers.inproc import InprocScorer
 from plugins.state.sqlite import SqliteStateStore
+from tests.streaming.film_learner import configured
 from tests.streaming.film_stream import BEGIN, event, visits
 from tests.streaming.memory_log import MemoryLog
 
 ABSURD = [3e38, -3e38, 1e30, 1e300, 1e-300]
-LEARNING = {
-    "join": {"window_seconds": 20, "lateness_seconds": 5},
-    "batch_size": 32,
-    "chunk": 50,
-    "checkpoint_events": 100_000,
-}
 
 
 @pytest.fixture
 def config(tiny_bundle: Path) -> Config:
-    whole = Bundle.open(tiny_bundle, verify=False).config.model_dump(mode="json")
-    return Config.model_validate({**whole, "learning": LEARNING})
+    return configured(tiny_bundle)
 
 
 @pytest.fixture

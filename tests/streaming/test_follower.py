@@ -13,22 +13,7 @@ from engine.files import write_whole
 from engine.streaming.deltas.delta_codec import encode, read_header
 from engine.streaming.deltas.follower import DeltaFollower
 from engine.streaming.deltas.registry import ModelRegistry
-from tests.streaming.chain_world import A, B, C, RowScorer, World, a_delta, rows_after, wait_for
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = World(tmp_path)
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def publisher(world):
-    """Bundle A is current, its chain has epoch 1."""
-    publisher = world.publisher()
-    publisher.publish_bundle(world.bundles[A], 1, "first")
-    return publisher
+from tests.streaming.chain_world import A, B, C, RowScorer, a_delta, rows_after, wait_for
 
 
 def at(scorer: RowScorer, version: str) -> None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from engine.bundle import Bundle
-from engine.config import Config
 from engine.config_learning import GuardConfig
 from engine.plugins import Plugins
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.learning.guard import Guard
 from engine.streaming.learning.learner import Learner
+from tests.streaming.film_learner import configured
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
 
@@ -21,28 +18,20 @@ QUIET = {"logloss_ratio": None, "auc_drop": None, "calibration": None}
 WILD = {"embedding_lr": 50.0, "dense_lr": 0.5, "guard": {"window": 500, "minimum": 200, "rollback": False}}
 
 
-@pytest.fixture(scope="session")
-def whole(tiny_bundle: Path) -> dict[str, Any]:
-    return Bundle.open(tiny_bundle, verify=False).config.model_dump(mode="json")
-
-
-def learner(
-    whole: dict[str, Any], log: MemoryLog, folder: Path, plugins: Plugins, bundle: Path, **learning: Any
-) -> Learner:
-    section = {"join": {"window_seconds": 20, "lateness_seconds": 5}, "batch_size": 32, "chunk": 50} | learning
-    config = Config.model_validate({**whole, "learning": section})
+def learner(log: MemoryLog, folder: Path, plugins: Plugins, bundle: Path, **learning: Any) -> Learner:
+    config = configured(bundle, **learning)
     registry = ModelRegistry(folder / "models", config.name)
     return Learner(config, log, folder / "out", plugins=plugins, bundle=bundle, registry=registry)
 
 
 def test_the_version_to_go_back_to_is_not_removed_though_many_bundles_came_since(
-    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+    plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """Nothing proves itself in 2,000 examples here, so that the first bundle is the last good one."""
     log = MemoryLog()
     visits(150).write(log)
     often = {"interval_seconds": 1000, "bundle_seconds": 1e-9, "keep": 2}
-    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish=often, guard=QUIET)
+    learning = learner(log, tmp_path, plugins, tiny_bundle, publish=often, guard=QUIET)
     first = learning.bundle.version
     assert learning.run("end")["bundles"] > 8
     assert learning.judge.guard.good == first
@@ -63,11 +52,11 @@ def test_a_guard_names_the_good_version_and_the_next_that_may_prove_itself() -> 
 
 
 def test_a_bundle_is_not_written_where_nothing_was_learnt_since_the_last(
-    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+    plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     log = MemoryLog()
     visits(100).write(log)
-    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, guard=QUIET)
+    learning = learner(log, tmp_path, plugins, tiny_bundle, guard=QUIET)
     version = (learning.run("end")["version"], learning.run("end")["version"])
     learning.close()
     assert version[0] == version[1]
@@ -75,13 +64,13 @@ def test_a_bundle_is_not_written_where_nothing_was_learnt_since_the_last(
 
 
 def test_a_learner_that_is_held_back_judges_at_its_interval_alone(
-    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+    plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     """However many rows wait: a judgement looks at the whole window, and a step at one batch."""
     log = MemoryLog()
     visits(400).write(log)
     rarely = {"interval_seconds": 1000, "rows": 1}
-    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish=rarely, **WILD)
+    learning = learner(log, tmp_path, plugins, tiny_bundle, publish=rarely, **WILD)
     summary = learning.run("end")
     learning.close()
     assert not learning.judge.verdict().ok
@@ -90,12 +79,12 @@ def test_a_learner_that_is_held_back_judges_at_its_interval_alone(
 
 
 def test_a_pinned_version_stays_though_the_guard_would_go_back(
-    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+    plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     log = MemoryLog()
     visits(400).write(log)
     wild = {**WILD, "guard": {**WILD["guard"], "rollback": True}}
-    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish={"interval_seconds": 0.001}, **wild)
+    learning = learner(log, tmp_path, plugins, tiny_bundle, publish={"interval_seconds": 0.001}, **wild)
     pinned = ModelRegistry(tmp_path / "models", learning.bundle.name).pin(reason="an audit")
     summary = learning.run("end")
     learning.close()
@@ -109,11 +98,11 @@ def test_a_pinned_version_stays_though_the_guard_would_go_back(
 
 
 def test_a_learner_that_is_held_back_goes_on_from_what_somebody_promotes(
-    whole: dict[str, Any], plugins: Plugins, tiny_bundle: Path, tmp_path: Path
+    plugins: Plugins, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     log = MemoryLog()
     visits(400).write(log)
-    learning = learner(whole, log, tmp_path, plugins, tiny_bundle, publish={"interval_seconds": 0.001}, **WILD)
+    learning = learner(log, tmp_path, plugins, tiny_bundle, publish={"interval_seconds": 0.001}, **WILD)
     learning.run("end")
     assert learning.judge.guard.stopped
     registry = ModelRegistry(tmp_path / "models", learning.bundle.name)
@@ -123,5 +112,5 @@ def test_a_learner_that_is_held_back_goes_on_from_what_somebody_promotes(
     visits(20, seed=6).write(log)
     learning.run("end")
     learning.close()
-    assert learning._giving is not None
-    assert learning._giving.chain.epoch > current.epoch
+    assert learning.giving is not None
+    assert learning.giving.chain.epoch > current.epoch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,20 +20,6 @@ from engine.streaming.learning.chain import Chain
 from tests.streaming.chain_world import A, B, World, a_delta, rows_after, wait_for
 
 ROWS, TOUCHED, DELTAS = 500, 4, 10_000
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def publisher(world: World) -> DeltaPublisher:
-    made = world.publisher()
-    made.publish_bundle(world.bundles[A], 1, "first")
-    return made
 
 
 def shrunk(publisher: DeltaPublisher) -> None:

@@ -16,26 +16,14 @@ from engine.hashing import fingerprint
 from engine.plugins import Plugins
 from engine.streaming.learning.audit import RECORD
 from engine.streaming.learning.learner import Learner
+from tests.streaming.film_learner import changed, configured
 from tests.streaming.film_stream import BEGIN, Stream, click, event, ranking, visits
 from tests.streaming.memory_log import MemoryLog
-
-LEARNING = {
-    "join": {"window_seconds": 20, "lateness_seconds": 5},
-    "batch_size": 32,
-    "chunk": 50,
-    "checkpoint_events": 100_000,
-}
 
 
 @pytest.fixture(scope="session")
 def config(films: Any, tiny_bundle: Path) -> Config:
-    """That of `tiny_bundle`, with a section `learning`."""
-    whole = Bundle.open(tiny_bundle, verify=False).config.model_dump(mode="json")
-    return Config.model_validate({**whole, "learning": LEARNING})
-
-
-def changed(config: Config, **learning: Any) -> Config:
-    return Config.model_validate({**config.model_dump(mode="json"), "learning": {**LEARNING, **learning}})
+    return configured(tiny_bundle)
 
 
 def learner(config: Config, log: MemoryLog, out: Path, plugins: Plugins, bundle: Path, **more: Any) -> Learner:

@@ -12,26 +12,18 @@ from engine.config import Config
 from engine.errors import SchemaError
 from engine.plugins import Plugins
 from engine.streaming.learning.learner import Learner
+from tests.streaming.film_learner import changed, configured
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
-
-LEARNING = {
-    "join": {"window_seconds": 20, "lateness_seconds": 5},
-    "batch_size": 32,
-    "chunk": 50,
-    "checkpoint_events": 100_000,
-    "retrieval": False,
-}
 
 
 @pytest.fixture(scope="session")
 def config(tiny_bundle: Path) -> Config:
-    return Bundle.open(tiny_bundle, verify=False).config
+    return configured(tiny_bundle, retrieval=False)
 
 
 def run(config: Config, log: MemoryLog, out: Path, plugins: Plugins, bundle: Path, **learning: Any) -> dict[str, Any]:
-    whole = Config.model_validate({**config.model_dump(mode="json"), "learning": {**LEARNING, **learning}})
-    learner = Learner(whole, log, out, plugins=plugins, bundle=bundle)
+    learner = Learner(changed(config, **learning), log, out, plugins=plugins, bundle=bundle)
     try:
         return learner.run("end")
     finally:

@@ -17,23 +17,14 @@ from engine.errors import BundleError
 from engine.plugins import Plugins
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.learning.learner import Learner
+from tests.streaming.film_learner import PUBLISHING, configured
 from tests.streaming.film_stream import BEGIN, event, visits
 from tests.streaming.memory_log import MemoryLog
-
-LEARNING = {
-    "join": {"window_seconds": 20, "lateness_seconds": 5},
-    "batch_size": 32,
-    "chunk": 50,
-    "checkpoint_events": 100_000,
-    "publish": {"interval_seconds": 0.001, "dense_seconds": 0, "bundle_seconds": 1000},
-    "guard": {"logloss_ratio": None, "auc_drop": None, "calibration": None},
-}
 
 
 @pytest.fixture(scope="session")
 def config(tiny_bundle: Path) -> Config:
-    whole = Bundle.open(tiny_bundle, verify=False).config.model_dump(mode="json")
-    return Config.model_validate({**whole, "learning": LEARNING})
+    return configured(tiny_bundle, **PUBLISHING)
 
 
 def learner(config: Config, log: MemoryLog, folder: Path, plugins: Plugins, bundle: Path) -> Learner:

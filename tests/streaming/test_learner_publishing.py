@@ -18,27 +18,14 @@ from engine.streaming.deltas.assembler import Assembler
 from engine.streaming.deltas.delta import Delta, standing
 from engine.streaming.deltas.registry import ModelRegistry
 from engine.streaming.learning.learner import Learner
+from tests.streaming.film_learner import PUBLISHING, changed, configured
 from tests.streaming.film_stream import visits
 from tests.streaming.memory_log import MemoryLog
-
-LEARNING = {
-    "join": {"window_seconds": 20, "lateness_seconds": 5},
-    "batch_size": 32,
-    "chunk": 50,
-    "checkpoint_events": 200,
-    "publish": {"interval_seconds": 0.001, "dense_seconds": 0, "bundle_seconds": 1000},
-    "guard": {"logloss_ratio": None, "auc_drop": None, "calibration": None},
-}
 
 
 @pytest.fixture(scope="session")
 def config(tiny_bundle: Path) -> Config:
-    whole = Bundle.open(tiny_bundle, verify=False).config.model_dump(mode="json")
-    return Config.model_validate({**whole, "learning": LEARNING})
-
-
-def changed(config: Config, **learning: Any) -> Config:
-    return Config.model_validate({**config.model_dump(mode="json"), "learning": {**LEARNING, **learning}})
+    return configured(tiny_bundle, checkpoint_events=200, **PUBLISHING)
 
 
 def learner(config: Config, log: MemoryLog, out: Path, plugins: Plugins, bundle: Path | None, models: Path) -> Learner:

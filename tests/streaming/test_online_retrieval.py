@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +21,19 @@ from engine.streaming.deltas.delta import Delta, ItemVectors
 from engine.streaming.deltas.encoder_delta import DENSE, TABLE, apart, with_part
 from engine.streaming.learning.retrieval import OnlineRetrieval
 from engine.train_command import run_training
+from tests.retrieval import tastes
+from tests.retrieval.tastes import ITEMS, KINDS
 
-USERS, ITEMS, KINDS, ROWS = 200, 150, 5, 9000
+ROWS = 9000
 MOVED = int(0.6 * ROWS)
 """The row from which a user likes the next kind: where the test part begins."""
 
 
 def world(folder: Path, moved: int) -> Config:
-    random = np.random.default_rng(3)
-    with (folder / "items.csv").open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["item_id", "kind"])
-        out.writerows([item, f"kind {item % KINDS}"] for item in range(ITEMS))
-    with (folder / "log.csv").open("w", newline="") as file:
-        out = csv.writer(file)
-        out.writerow(["user_id", "item_id", "liked", "timestamp"])
-        for second in range(ROWS):
-            user, item = int(random.integers(USERS)), int(random.integers(ITEMS))
-            taste = (user + (second >= moved)) % KINDS
-            if random.random() < 0.7:
-                item = item - item % KINDS + taste
-            likes = random.random() < (0.9 if item % KINDS == taste else 0.1)
-            out.writerow([f"u{user}", item, int(likes), 1_700_000_000 + second])
+    tastes.write(folder, ROWS, moved)
     return Config.model_validate(
         {
-            "name": "tastes",
-            "data": {
-                "source": {"interactions": str(folder / "log.csv"), "items": str(folder / "items.csv")},
-                "labels": {"like": {"column": "liked"}},
-                "split": {"by": "time", "validation": 0.05, "test": 0.4},
-            },
-            "features": [
-                {"name": "user_id", "side": "user"},
-                {"name": "item_id"},
-                {"name": "kind"},
-                {"name": "history", "kind": "sequence", "of": "item_id", "max_length": 20},
-            ],
+            **tastes.about(folder, validation=0.05, test=0.4),
             "embedding": {"name": "hashing", "dim": 6, "options": {"rows": 4096}},  # padded to 8 while it is trained
             "training": {"threads": 1, "epochs": 1},
             "retrieval": {"batch_size": 128, "epochs": 4, "lr": 0.02},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +25,11 @@ from tests.streaming.small_bundles import write_small
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
-    made.registry.publish(made.bundles[A], 1, "first")
-    made.registry.publish(made.bundles[B], 2, "better")
-    yield made
-    made.close()
+def world(world: World) -> World:
+    """B is current, A was before it."""
+    world.registry.publish(world.bundles[A], 1, "first")
+    world.registry.publish(world.bundles[B], 2, "better")
+    return world
 
 
 def late_copy(world: World, tmp_path: Path) -> tuple[DeltaFollower, RowScorer, ModelRegistry]:
