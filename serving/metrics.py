@@ -16,6 +16,7 @@ from engine.pipeline import Answer
 from engine.plugins import Plugins
 from engine.streaming.deltas.follower_status import Applied
 from serving.freshness import Freshness
+from serving.scrape import scraped
 from serving.service import Service
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
@@ -89,6 +90,7 @@ class Metrics:
     """One registry an application, so that several in one process do not mix."""
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         self.registry = r = CollectorRegistry()
         r.register(_PluginErrors(service.plugins))
         r.register(_Stream(service))
@@ -140,6 +142,9 @@ class Metrics:
             registry=r,
         )
         self.freshness = Freshness(fresh.observe, newest.observe)
+        self.scrapes = Counter(
+            "plexrank_scorer_scrapes", "Readings of the metrics of the server that scores", ("result",), registry=r
+        )
         self.loaded = Gauge("plexrank_model_loaded_timestamp_seconds", "When it was loaded", registry=r)
 
     def answered(self, route: str, method: str, status: int, begin: float) -> None:
@@ -181,4 +186,10 @@ class Metrics:
         self.loaded.set_to_current_time()
 
     def render(self) -> bytes:
-        return generate_latest(self.registry)
+        """Ours, and behind them those of the server that scores where there is one. Blocks for that one."""
+        url = self._service.scorer.metrics_url
+        if url is None:
+            return generate_latest(self.registry)
+        others = scraped(url)
+        self.scrapes.labels("failed" if others is None else "taken").inc()
+        return generate_latest(self.registry) + (others or b"")

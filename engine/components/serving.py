@@ -121,6 +121,11 @@ class Scorer(Component, ABC):
         """What it counts, for the server's metrics; read whenever they are asked for, from any thread."""
         return ()
 
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the server that scores shows metrics of its own, in Prometheus' format; None where there is none."""
+        return None
+
     def close(self) -> None:
         """Ends threads and connections; it is not asked again."""
 

@@ -152,6 +152,10 @@ class TritonScorer(Scorer):
         """Calls, failures by reason, answers of the copy, how long calls took, whether Triton is asked."""
         return self._link.measures()
 
+    @property
+    def metrics_url(self) -> str | None:
+        return self.options.metrics_url
+
     # ----------------------------------------------------------------------------------------------- changes
     def load(self, bundle: Path) -> None:
         """Waits for Triton to serve the bundle, then takes it here. BundleError where it does not in `load_timeout_s`.

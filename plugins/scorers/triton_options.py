@@ -113,6 +113,11 @@ class TritonOptions(PluginOptions):
     inproc: InprocScorer.Options = Field(
         default_factory=InprocScorer.Options, description="options of that copy, those of the scorer `inproc`"
     )
+    metrics_url: str | None = Field(
+        None,
+        pattern=r"^http://[^\s/@]+/\S*$",
+        description="of Triton's metrics, as http://127.0.0.1:8002/metrics: shown with the server's own at /metrics",
+    )
     load_timeout_s: float = Field(60.0, gt=0, le=3600, description="how long a bundle is waited for to be in Triton")
     timeout_ms: float = Field(100.0, gt=0, le=60_000, description="of a call for a request without a deadline")
     keepalive_s: float = Field(

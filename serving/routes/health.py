@@ -52,6 +52,6 @@ def router(server: Server, probe: Probe) -> APIRouter:
         },
     )
     async def metrics() -> Response:
-        return Response(server.metrics.render(), headers={"Content-Type": MEDIA_TYPE})
+        return Response(await server.chores.run(server.metrics.render), headers={"Content-Type": MEDIA_TYPE})
 
     return routes
