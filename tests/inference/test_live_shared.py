@@ -54,7 +54,7 @@ def score_of(n: int) -> float:
 def test_no_score_is_of_half_a_dense_part_and_no_version_goes_back(tiny_bundle: Path, tmp_path: Path) -> None:
     """Two processes score without a pause, each with a thread that refreshes, while hundreds of deltas are applied."""
     bundle, weights = Bundle.open(tiny_bundle), load_tensors(tiny_bundle / "model.safetensors")
-    last = 250
+    last = 200
     with LiveWriter(tmp_path / "live", bundle) as writer:
         writer.apply(consistent(tiny_bundle, weights, 1))
 

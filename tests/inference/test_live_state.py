@@ -111,6 +111,5 @@ def test_the_page_says_who_writes_and_whether_rows_are_between_two_versions(bund
     page.dirty = False
     assert not other.dirty
     assert other.in_place
-    (tmp_path / "other").mkdir()
     StatePage.create(tmp_path, Bundle.open(write_small(tmp_path / "b", B)), record(1))
     assert not other.in_place
