@@ -16,14 +16,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.components import LogRecord, Scorer
+from engine.components import Scorer
 from engine.errors import BundleError, EventError, SchemaError
-from engine.events import Event, EventLimits, ItemData
+from engine.events import Event, ItemData
 from engine.hashing import canonical
 from engine.item_file import ItemFile, Said
 from engine.served import ItemsRefused, Served
 from engine.streaming.deltas.delta import Delta, ItemVectors
-from engine.streaming.events.decode import decode_records
 
 log = logging.getLogger("plexrank.items")
 
@@ -33,7 +32,6 @@ MOST_VECTORS = 10_000
 """Vectors that wait for their items."""
 _TOGETHER = 10_000
 """Items that enter together."""
-_RECORDS = 1000
 
 
 class Holder(Protocol):
@@ -113,23 +111,6 @@ class LiveItems:
                 except EventError as error:
                     self._refuse([canonical(event.data.item)], error)
 
-    def replay(self, records: Iterable[LogRecord], limits: EventLimits | None = None) -> int:
-        """The item events of a log's records, served when this returns -> how many. Others are passed over."""
-        found, batch = 0, []
-        for record in records:
-            batch.append(record)
-            if len(batch) == _RECORDS:
-                found += self._replay(batch, limits)
-                batch = []
-        found += self._replay(batch, limits)
-        self.flush(float("inf"))
-        return found
-
-    def _replay(self, records: Sequence[LogRecord], limits: EventLimits | None) -> int:
-        items = decode_records(records, limits or EventLimits(), time.time(), float("inf")).items
-        self.add_events(items)
-        return len(items)
-
     def flush(self, timeout: float = 10.0) -> bool:
         """Waits until what was added is served -> whether that came in time."""
         until = time.monotonic() + timeout
@@ -162,6 +143,7 @@ class LiveItems:
 
     def take_encoder(self, part: Delta) -> None:
         """A delta's part for the retrieval encoder, with its vectors: users' and items' vectors change together.
+        Vectors of items that are not here yet wait for them.
 
         BundleError where it does not fit the bundle's encoder: nothing was changed. One of another bundle, which is on
         its way in or out, is left out.
@@ -170,14 +152,6 @@ class LiveItems:
             served = self.holder.served
             if part.base == served.bundle.version:
                 self._follow(served.with_encoder(part), part.vectors)
-
-    def upsert_vectors(self, vectors: ItemVectors) -> None:
-        """A learner's vectors of items, into the retriever. Those of items that are not here yet wait for them.
-
-        BundleError where they do not fit the bundle's encoder.
-        """
-        with self._changing:
-            self._follow(self.holder.served.with_vectors(vectors), vectors)
 
     def _follow(self, served: Served, vectors: ItemVectors | None) -> None:
         if served is not self.holder.served:

@@ -17,12 +17,14 @@ from engine.bundle import Bundle
 from engine.components import LogRecord, ScoreRequest, UserState
 from engine.deadline import Deadline
 from engine.errors import BundleError, EventError
+from engine.events import EventLimits
 from engine.item_file import ItemFile, Said
 from engine.live_items import LiveItems
 from engine.pipeline import Pipeline, Query
 from engine.plugins import Plugins
 from engine.served import Served
 from engine.streaming.deltas.delta import Delta, ItemVectors, TableRows
+from engine.streaming.events.decode import decode_records
 from plugins.scorers.inproc import InprocScorer
 from plugins.state.sqlite import SqliteStateStore
 
@@ -234,7 +236,7 @@ def event(item: str, features: dict[str, Any], kind: str = "item") -> bytes:
     )
 
 
-def test_the_logs_item_events_are_replayed_in_order(world: World) -> None:
+def test_the_logs_item_events_enter_in_their_order(world: World) -> None:
     records = [
         LogRecord(0, 0, "", event("a", {"year": 1990})),
         LogRecord(0, 1, "u", event("3", {}, "interaction")),
@@ -243,7 +245,10 @@ def test_the_logs_item_events_are_replayed_in_order(world: World) -> None:
         LogRecord(0, 4, "", event("b", {"year": "bad"})),
         LogRecord(0, 5, "", event("c", {"genres": "war"})),
     ]
-    assert world.live.replay(records) == 4
+    items = decode_records(records, EventLimits(), NOW, float("inf")).items
+    world.live.add_events(items)
+    assert world.live.flush()
+    assert len(items) == 4
     assert world.live.refused == 1
     rows = world.served.catalogue.rows(["a", "b", "c"])
     assert rows.tolist() == [30, -1, 31]
@@ -308,6 +313,11 @@ def test_an_item_that_one_bundle_left_out_is_there_with_the_next(world: World) -
     assert world.live.status()["left_out"] == 0
 
 
+def learnt(world: World, vectors: ItemVectors) -> None:
+    """A delta that brings vectors alone."""
+    world.live.take_encoder(Delta("tiny", world.served.bundle.version, 0, 1, 0.0, 0.0, tables={}, vectors=vectors))
+
+
 def test_a_learners_vectors_move_items_in_the_retriever(world: World) -> None:
     """Every item but 7 is turned away from the user, so that 7 is found first; items that come later find theirs."""
     served = world.served
@@ -319,20 +329,20 @@ def test_a_learners_vectors_move_items_in_the_retriever(world: World) -> None:
     mapped = served.bundle.item_vectors
     assert mapped is not None
     untouched = mapped.copy()
-    world.live.upsert_vectors(ItemVectors(ids, values))
+    learnt(world, ItemVectors(ids, values))
     assert found_by(world.served, "retriever")[0] == "7"
     assert world.live.status()["vectors_waiting"] == 1
     world.say("later", WAR)
     assert set(found_by(world.served, "retriever")[:2]) == {"7", "later"}
     world.say("7", {"year": 1950})  # the learner's vector is newer than what the bundle's encoder would make
     assert set(found_by(world.served, "retriever")[:2]) == {"7", "later"}
-    world.live.upsert_vectors(ItemVectors(["7", "7"], np.stack([query, -query]).astype(np.float32)))
+    learnt(world, ItemVectors(["7", "7"], np.stack([query, -query]).astype(np.float32)))
     assert found_by(world.served, "retriever")[0] == "later"  # of two for one item the last counts
     assert np.array_equal(untouched, mapped)  # the bundle's own are as they were
     with pytest.raises(BundleError, match=f"of width {width} are wanted"):
-        world.live.upsert_vectors(ItemVectors(["7"], np.zeros((1, width + 1), np.float32)))
+        learnt(world, ItemVectors(["7"], np.zeros((1, width + 1), np.float32)))
     with pytest.raises(BundleError, match="finite"):
-        world.live.upsert_vectors(ItemVectors(["7"], np.full((1, width), np.nan, np.float32)))
+        learnt(world, ItemVectors(["7"], np.full((1, width), np.nan, np.float32)))
 
 
 def test_the_encoder_goes_where_a_learner_took_it_together_with_its_items(world: World) -> None:
@@ -383,7 +393,7 @@ def test_a_bundle_without_an_encoder_takes_new_items_but_no_vectors(
     world.say("new", WAR)
     assert "new" in world.recommend()
     with pytest.raises(BundleError, match="no retrieval encoder"):
-        world.live.upsert_vectors(ItemVectors(["7"], np.zeros((1, 4), np.float32)))
+        learnt(world, ItemVectors(["7"], np.zeros((1, 4), np.float32)))
     world.close()
 
 
