@@ -17,9 +17,10 @@ from engine.streaming.learning.beginning import first_positions
 from engine.streaming.learning.checkpointing import Saved
 from engine.streaming.learning.fetch import Chunk, Fetched, Fetcher, Given
 from engine.streaming.learning.group_fetch import GroupFetcher
-from engine.streaming.learning.learner import Learner, joined
+from engine.streaming.learning.learner import Learner
 from engine.streaming.learning.members import Members
 from engine.streaming.learning.parted import PartedStream, folder, partition_of
+from engine.streaming.learning.source import joined
 
 log = logging.getLogger("plexrank.learning")
 
@@ -77,9 +78,9 @@ class GroupLearner(Learner):
 
     def _fetcher(self, ends: Mapping[int, int] | None) -> GroupFetcher:
         assert self.group is not None
-        self._ends = None if ends is None else dict(ends)
+        self._ends = None if ends is None else self.source.ends()  # also of partitions that are not held yet
         beside = "" if self.learning.source == "events" else f".{self.learning.source}"
-        self._fetching = GroupFetcher(self.source, self.group + beside, self.learning.chunk, ends)
+        self._fetching = GroupFetcher(self.source, self.group + beside, self.learning.chunk, self._ends)
         return self._fetching
 
     # ------------------------------------------------------------------------------------------- partitions
