@@ -67,9 +67,12 @@ def ranges(start: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def one_array(column: ArrowColumn) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return column
+    """A column in one piece; it is copied only where it lies in several."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def without_nan(column: ArrowColumn) -> ArrowColumn:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.data.encoding import one_array
 from engine.events import Arm, EventLimits, Features, RankingData, Reason, Value
 from engine.hashing import fingerprint_column, fingerprints
 from engine.streaming.events.arrow_events import JSON_COLUMNS, OPTIONAL
@@ -113,7 +114,7 @@ class _Verdict:
         return found
 
     def _column(self, name: str) -> pa.Array:
-        return one_chunk(self.table.column(name))
+        return one_array(self.table.column(name))
 
 
 def interaction_rows(table: pa.Table, limits: EventLimits, latest: float, future_seconds: float) -> InteractionRows:
@@ -122,18 +123,18 @@ def interaction_rows(table: pa.Table, limits: EventLimits, latest: float, future
     verdict.text("type", 64)
     verdict.ids("user")
     verdict.ids("item")
-    lengths = pc.fill_null(pc.utf8_length(one_chunk(table.column("ranking"))), 0).to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.utf8_length(one_array(table.column("ranking"))), 0).to_numpy(zero_copy_only=False)
     verdict.fails(lengths > 256, Reason.SCHEMA, "column 'ranking' is longer than 256 characters")
     verdict.finite("value")
     if "position" in table.column_names:
-        place = pc.fill_null(one_chunk(table.column("position")), 1).to_numpy(zero_copy_only=False)
+        place = pc.fill_null(one_array(table.column("position")), 1).to_numpy(zero_copy_only=False)
         verdict.fails((place < 1) | (place > 1_000_000), Reason.SCHEMA, "column 'position' is not in 1 to 1,000,000")
     bad, seconds = verdict.bad(), verdict.seconds
     if bad:
         good = verdict.fault == 0
         table, seconds = table.filter(pa.array(good)), seconds[good]
-    types = pc.dictionary_encode(one_chunk(table.column("type")))
-    ranking = one_chunk(table.column("ranking"))
+    types = pc.dictionary_encode(one_array(table.column("type")))
+    ranking = one_array(table.column("ranking"))
     named = pc.fill_null(pc.not_equal(ranking, ""), False).to_numpy(zero_copy_only=False)
     return InteractionRows(
         event=_event_prints(table),
@@ -153,7 +154,7 @@ def ranking_rows(table: pa.Table, limits: EventLimits, latest: float, future_sec
     verdict.text("request_id", 256)
     verdict.ids("user")
     verdict.fails(
-        one_chunk(table.column("items")).is_null().to_numpy(zero_copy_only=False),
+        one_array(table.column("items")).is_null().to_numpy(zero_copy_only=False),
         Reason.SCHEMA,
         "column 'items' is null",
     )
@@ -209,10 +210,6 @@ def _ranking(row: int, columns: dict[str, list], shown: list[str], plain: list[s
     return msgspec.convert(whole, RankingData)
 
 
-def one_chunk(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
 def bad_ids(column: pa.Array, limits: EventLimits) -> tuple[np.ndarray, np.ndarray]:
     """(null or empty, too long or with control characters), bool [n] each."""
     lengths = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
@@ -235,14 +232,14 @@ def _not_finite(column: pa.Array) -> np.ndarray:
 
 
 def _seconds(table: pa.Table) -> np.ndarray:
-    micros = one_chunk(table.column("time")).cast(pa.int64())
+    micros = one_array(table.column("time")).cast(pa.int64())
     known = pc.fill_null(micros, 0).to_numpy(zero_copy_only=False) / 1e6
     return np.where(pc.is_null(micros).to_numpy(zero_copy_only=False), np.nan, known)
 
 
 def _event_prints(table: pa.Table) -> np.ndarray:
     """As `fingerprint(event_name(source, id))`."""
-    source = one_chunk(table.column("source"))
+    source = one_array(table.column("source"))
     length = pc.utf8_length(source).cast(pa.string())
     names = pc.binary_join_element_wise(length, pc.binary_join_element_wise(source, table.column("id"), ""), ":")
-    return fingerprints(one_chunk(names).to_pylist() if isinstance(names, pa.ChunkedArray) else names.to_pylist())
+    return fingerprints(one_array(names).to_pylist() if isinstance(names, pa.ChunkedArray) else names.to_pylist())
