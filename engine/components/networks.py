@@ -134,6 +134,8 @@ def runs(parts: Sequence[Tensor]) -> list[Tensor]:
     Vectors of many tables are looked up into one tensor and then told apart: to join 26 of them again would copy all,
     and their gradients one by one.
     """
+    if torch.compiler.is_exporting():
+        return list(parts)  # where they lie is no part of a graph
     found: list[Tensor] = []
     whole: Tensor | None = None
     first = last = 0

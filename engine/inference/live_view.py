@@ -21,6 +21,7 @@ from engine.item_side import ItemSide
 from engine.model import RankingModel, build_model
 from engine.plugins import Plugins
 from engine.streaming.deltas.apply import TABLES
+from engine.tables import FrozenTables
 from engine.training.calibration import Calibration
 
 _PROBED = 50
@@ -50,7 +51,7 @@ def built(bundle: Bundle, plugins: Plugins, tables: Mapping[str, Tensor], state:
     BundleError where they are not of this model.
     """
     model = build_model(bundle.config, bundle.statistics, plugins, frozen=True, device=torch.device("meta"))
-    if tables and all(table.dtype == torch.uint8 for table in tables.values()):
+    if isinstance(model.embedding, FrozenTables) and all(t.dtype == torch.uint8 for t in tables.values()):
         model.embedding = QuantisedTables.like(model.embedding)
     assign(model, {**{f"{TABLES}{name}": table for name, table in tables.items()}, **state}, str(bundle.path))
     model.settle()

@@ -41,7 +41,7 @@ class Dice(nn.Module):
         return y
 
     def _with_running_statistics(self, s: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
             scale = torch.rsqrt(self.running_var + self.eps)
             p = torch.sigmoid((s - self.running_mean) * scale)
             return s * (self.alpha + (1 - self.alpha) * p)

@@ -2,6 +2,8 @@
 
 A *segment* is the run of pairs that belongs to one target; pairs lie in the order of the targets, and within a target
 in the order of its user's history. P pairs, N targets, U users, T history items in all.
+
+Sizes are read as `x.shape[0]` where torch.export follows: `len(x)` would make a constant of them.
 """
 
 from __future__ import annotations
@@ -36,27 +38,30 @@ class Pairs:
 def pairs(history: JaggedTensor, user_of_target: Tensor) -> Pairs:
     """All pairs; O(P) however unequal the histories are. No copy of the history where each user has one target."""
     lengths, offsets = history.lengths().long(), history.offsets().long()
-    users = len(lengths)
-    targets = torch.arange(len(user_of_target), device=lengths.device)
-    if users == len(targets) and torch.equal(user_of_target, targets):
+    users = lengths.shape[0]
+    targets = torch.arange(user_of_target.shape[0], device=lengths.device)
+    alike = not torch.compiler.is_exporting() and users == len(targets)
+    if alike and torch.equal(user_of_target, targets):
         total = len(history.values())
         return Pairs(lengths, offsets, torch.repeat_interleave(targets, lengths, output_size=total), None)
     lengths = lengths[user_of_target]
     starts = F.pad(lengths.cumsum(0), (1, 0))
     target = torch.repeat_interleave(targets, lengths)
-    within = torch.arange(len(target), device=lengths.device) - starts[target]
+    within = torch.arange(target.shape[0], device=lengths.device) - starts[target]
     return Pairs(lengths, starts, target, offsets[user_of_target][target] + within)
 
 
 def newest(history: JaggedTensor, most: int) -> JaggedTensor:
     """The first `most` items of each user's history; histories come newest first."""
     lengths = history.lengths()
-    if not len(lengths) or int(lengths.max()) <= most:
+    if not torch.compiler.is_exporting() and (not len(lengths) or int(lengths.max()) <= most):
         return history
-    total = len(history.values())
-    users = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths, output_size=total)
+    total = history.values().shape[0]
+    users = torch.repeat_interleave(torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=total)
     within = torch.arange(total, device=lengths.device) - history.offsets()[users]
-    return JaggedTensor(values=history.values()[within < most], lengths=lengths.clamp(max=most))
+    lengths = lengths.clamp(max=most)
+    offsets = F.pad(lengths.cumsum(0), (1, 0))
+    return JaggedTensor(values=history.values()[within < most], lengths=lengths, offsets=offsets)
 
 
 def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ def weighted_sum(values: Tensor, weights: Tensor | None, offsets: Tensor) -> Ten
 
     One fused kernel; on a CPU several times as fast as `index_add` or `segment_reduce`.
     """
-    rows = torch.arange(len(values), device=values.device)
+    rows = torch.arange(values.shape[0], device=values.device)
     return F.embedding_bag(rows, values, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
@@ -77,9 +82,10 @@ def mean(history: JaggedTensor) -> Tensor:
     """Mean of each user's history: values [T, D] over U users -> [U, D]; an empty history gives zeros."""
     lengths = history.lengths()
     users = torch.repeat_interleave(
-        torch.arange(len(lengths), device=lengths.device), lengths, output_size=len(history.values())
+        torch.arange(lengths.shape[0], device=lengths.device), lengths, output_size=history.values().shape[0]
     )
-    total = _Intensity.apply(history.values(), history.values().new_ones(len(users)), users, history.offsets().long())
+    ones = history.values().new_ones(users.shape[0])
+    total = _Intensity.apply(history.values(), ones, users, history.offsets().long())
     return total / lengths.clamp(min=1).unsqueeze(1)
 
 
@@ -126,9 +132,13 @@ def attend(values: Tensor, weights: Tensor, of: Pairs) -> Tensor:
 
 def segment_softmax(logits: Tensor, of: Pairs) -> Tensor:
     """Softmax over each target's pairs: logits [P] -> weights [P] that sum to one a target."""
-    if not len(logits):
+    if torch.compiler.is_exporting():
+        lowest = logits.new_full((of.lengths.shape[0],), -torch.inf)
+        top = lowest.scatter_reduce(0, of.target, logits, "amax")
+    elif not len(logits):
         return logits
-    top = torch.segment_reduce(logits.detach(), "max", lengths=of.lengths, axis=0, unsafe=True, initial=-torch.inf)
+    else:
+        top = torch.segment_reduce(logits.detach(), "max", lengths=of.lengths, axis=0, unsafe=True, initial=-torch.inf)
     weights = torch.exp(logits - top.index_select(0, of.target))
     total = repeat(_sum_of(weights, of), of).squeeze(1)
     return weights / total

@@ -20,12 +20,17 @@ class WeighedHistory(InterestModel):
 
     def forward(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
         history = self._newest(history)
+        if torch.compiler.is_exporting():  # nothing that looks at the data: one graph for all of them
+            return self._of_pairs(targets, history, user_of_target)
         if len(history.lengths()) == 1:
             return self._of_one_user(targets, history.values())
         counts = self._targets_of_users(history.lengths(), user_of_target)
         if counts is not None:
             users = zip(targets.split(counts), history.values().split(history.lengths().tolist()), strict=True)
             return torch.cat([self._of_one_user(its, past) for its, past in users if len(its)])
+        return self._of_pairs(targets, history, user_of_target)
+
+    def _of_pairs(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
         pairs = ragged.pairs(history, user_of_target)
         items = pairs.items(history.values())
         return ragged.attend(items, self._weights(targets, items, pairs), pairs)
