@@ -15,11 +15,14 @@ from engine.errors import CheckpointError, EventError
 from engine.plugins import Plugins
 from engine.streaming.learning.learner import Learner
 from engine.streaming.learning.span import Moment, Places, Start, Until, ends_of, located, start_of, until_of
+from tests.streaming.film_learner import configured
 from tests.streaming.film_stream import BEGIN, visits
 from tests.streaming.memory_log import MemoryLog
-from tests.streaming.test_learner import LEARNING, config
 
-__all__ = ["config"]
+
+@pytest.fixture(scope="module")
+def config(tiny_bundle: Path) -> Config:
+    return configured(tiny_bundle)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_a_part_of_a_log_is_learnt_and_then_the_rest_as_if_there_had_been_no_sto
     """One partition, stopped at the end of a chunk: the same examples in the same order, so the same digest."""
     log = MemoryLog()
     visits(120).write(log)
-    chunk, end = LEARNING["chunk"], log.ends()[0]
+    chunk, end = config.learning.chunk, log.ends()[0]
     part = run(config, log, tmp_path / "two", plugins, tiny_bundle, Places((f"0:{2 * chunk}",)), start="earliest")
     assert part["positions"] == {"0": 2 * chunk}
     assert part["events"]["in"] == 2 * chunk

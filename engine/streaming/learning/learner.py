@@ -32,7 +32,7 @@ from engine.streaming.join.ready import Examples
 from engine.streaming.learning.audit import Audit
 from engine.streaming.learning.batches import Batches
 from engine.streaming.learning.beginning import CHOICES, begin
-from engine.streaming.learning.chain import Learnt, as_json, grow
+from engine.streaming.learning.chain import Learnt, grow
 from engine.streaming.learning.checkpointing import LearnerCheckpoints, Saved
 from engine.streaming.learning.digest import ExamplesDigest
 from engine.streaming.learning.examples_read import ExamplesRead
@@ -46,9 +46,10 @@ from engine.streaming.learning.learner_metrics import LearnerMetrics, Stages
 from engine.streaming.learning.locks import FolderLock, PartitionLocks
 from engine.streaming.learning.monitoring import PositionsCopy
 from engine.streaming.learning.parted import PartedStream
+from engine.streaming.learning.saving import Saves
 from engine.streaming.learning.source import joined
 from engine.streaming.learning.span import Start, Until, ends_of
-from engine.streaming.learning.summary import summary_of
+from engine.streaming.learning.summary import figures_of, state_of, summary_of
 from engine.streaming.learning.trained_model import TrainedModel
 from engine.training.online import OnlineTrainer
 
@@ -93,7 +94,7 @@ class Learner:
         self.metrics = metrics or LearnerMetrics()
         self.spent = Stages()
         self.counts: Counter[str] = Counter()
-        self.learner, self._turn = uuid.uuid4().hex, -1
+        self.learner, self.turn = uuid.uuid4().hex, -1
         self._progress = progress or (lambda stage, share: None)
         self._stopping = threading.Event()
         self.giving: Giving | None = None
@@ -166,15 +167,16 @@ class Learner:
             metrics=self.metrics,
             spent=self.spent,
         )
-        self._copy = PositionsCopy(self.source, bundle.name)
-        self._closing.append(self._copy.close)
+        copy = PositionsCopy(self.source, bundle.name)
+        self._closing.append(copy.close)
         if found.saved is not None:
             self._restore(found.saved)
         if audit is not None:
             self.batches.audit = Audit(audit, self.counts["audited"])
             self._closing.append(self.batches.audit.close)
         self.stream.assign(self.partitions, 0.0)
-        self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
+        events = self.stream.counts["events"]
+        self.saves = Saves(self.checkpoints, self.learning, copy, self.plugins, self.metrics, events)
 
     def _sibling(self, name: str, **how: Any) -> EventLog:
         beside = self.events.sibling(name, **how)
@@ -202,7 +204,7 @@ class Learner:
             self.digest.load(digest)
         if self.giving is not None:
             self.giving.load(state, saved.arrays("outbox"))
-        self._turn, self.learner = int(state["turn"]), str(state["learner"])
+        self.turn, self.learner = int(state["turn"]), str(state["learner"])
         self.counts.update(state["counts"])
         self.batches.newest = math.nan if state["newest"] is None else float(state["newest"])
         log.info("goes on at step %d from %s", self.trainer.steps, saved.path)
@@ -280,7 +282,7 @@ class Learner:
         return max(0.0, min(_TICK, since + self.learning.max_delay_seconds - time.monotonic()))
 
     def _fetcher(self, ends: Mapping[int, int] | None) -> Fetcher:
-        return Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self._turn)
+        return Fetcher(self.source, self.positions, self.learning.chunk, until=ends, after=self.turn)
 
     def _take(self, chunk: Fetched, live: bool) -> None:
         """A drained log is read by its own order alone: no clock makes a partition idle."""
@@ -288,7 +290,7 @@ class Learner:
         with self.spent("joining"):
             self.stream.take(chunk, time.monotonic() if live else 0.0)
         self.positions[chunk.partition] = chunk.next
-        self._turn = chunk.partition
+        self.turn = chunk.partition
         self._items_changed()
         self.metrics.read(self.stream.counts, self.stream.newest, self.stream.watermark)
 
@@ -322,11 +324,11 @@ class Learner:
         self._give_due()
         if self.giving is not None:
             self._begin_anew_if_left(self.giving)
-            if self.giving.bundle(self._learnt(), self.judge, self._figures(), due=True):
+            if self.giving.bundle(self._learnt(), self.judge, figures_of(self), due=True):
                 self.save()
         self._checkpoint_if_due()
         self.metrics.stands(len(self.stream.ready), len(self.stream.pending), fetcher.paused, fetcher.lag())
-        self.metrics.checkpoint_age.set(time.monotonic() - self._saved_at)
+        self.metrics.checkpoint_age.set(self.saves.age)
 
     def _begin_anew_if_left(self, giving: Giving) -> None:
         """From the bundle that is current now, at the positions where this learner stands."""
@@ -351,31 +353,14 @@ class Learner:
             model.trainer, model.calibration, model.retrieval, self.stream.catalogue, self.newest, self.positions
         )
 
-    def _figures(self) -> dict[str, Any]:
-        """What a bundle says of how it was learnt."""
-        return {
-            "learner": self.learner,
-            "stream": self.source.identity,
-            "positions": {str(p): offset for p, offset in self.positions.items()},
-            "steps": self.trainer.steps,
-            "trained": self.counts["trained"],
-            "newest": as_json(self.newest),
-            "examples": None if self.digest is None else self.digest.as_json(),
-        }
-
     # ------------------------------------------------------------------------------------------- checkpoints
     def _checkpoint_if_due(self) -> None:
-        events = self.stream.counts["events"] - self._saved_events
-        if self.learning.checkpoint_events is not None:
-            due = events >= self.learning.checkpoint_events
-        else:
-            due = time.monotonic() - self._saved_at >= self.learning.checkpoint_seconds
-        if due:
+        if self.saves.due(self.stream.counts["events"]):
             self.save()
 
     def save(self) -> Path | None:
         """Writes a checkpoint now; None where the disk does not take it: the one before stays."""
-        start = time.monotonic()
+        since = time.monotonic()
         with self.spent("checkpoints"):
             if self.batches.audit is not None:
                 self.batches.audit.sync()
@@ -387,31 +372,18 @@ class Learner:
                 "digest": {} if self.digest is None else self.digest.state(),
                 "outbox": {} if self.giving is None else self.giving.outbox(),
             }
-            path = self.checkpoints.save(self.model.tensors(), arrays, self._state())
-        self._saved_events, self._saved_at = self.stream.counts["events"], time.monotonic()
-        self.metrics.checkpoint.observe(time.monotonic() - start)
-        if path is None:
-            self.metrics.checkpoints_failed.inc()
-            return None
-        self._copy.write(self.positions)
-        if self.plugins.listens("on_checkpoint"):
-            self.plugins.notify("on_checkpoint", path=path, step=self.trainer.steps)
-        return path
+            return self.saves.write(
+                self.model.tensors(),
+                arrays,
+                self._state(),
+                since=since,
+                positions=self.positions,
+                step=self.trainer.steps,
+                events=self.stream.counts["events"],
+            )
 
     def _state(self) -> dict[str, Any]:
-        alone = {"base": self.bundle.version, "epoch": 0, "sequence": 0}
-        return {
-            **(alone if self.giving is None else self.giving.state()),
-            "learner": self.learner,
-            "identity": self.source.identity,
-            "group": self.group,
-            "positions": {str(p): offset for p, offset in self.positions.items()},
-            "turn": self._turn,
-            "counts": dict(self.counts),
-            "newest": as_json(self.newest),
-            "judge": self.judge.state(),
-            "examples": None if self.digest is None else self.digest.as_json(),
-        }
+        return state_of(self)
 
     # ------------------------------------------------------------------------------------------------- the end
     def _finish(self, *, drained: bool) -> None:
@@ -420,10 +392,10 @@ class Learner:
             self.giving.delta(self._learnt(), self.judge)
             self._begin_anew_if_left(self.giving)
             if drained and self.trainer.steps:
-                self.giving.bundle(self._learnt(), self.judge, self._figures())
+                self.giving.bundle(self._learnt(), self.judge, figures_of(self))
         elif self.trainer.steps and (target := self.out / "bundle").resolve() != self.bundle.path.resolve():
             with self.spent("bundles"):
-                grow(target, self.bundle, self._learnt(), self.plugins, self._figures(), replace=True)
+                grow(target, self.bundle, self._learnt(), self.plugins, figures_of(self), replace=True)
         self.save()
         counts = {**self.summary()["examples"], "seconds": dict(self.spent.seconds)}
         self.judge.report(self.out / "learning.html", counts, self.bundle.name)

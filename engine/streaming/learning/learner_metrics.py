@@ -28,7 +28,7 @@ class LearnerMetrics:
         )
         self.examples = Counter(
             "plexrank_learner_examples",
-            "Examples trained, by kind: positive, negative, correction",
+            "Examples taken, by kind: positive, negative, correction, presumed, settled",
             ["kind"],
             registry=r,
         )

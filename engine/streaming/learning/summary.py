@@ -1,4 +1,4 @@
-"""What a learner says of its run."""
+"""What a learner says of itself: at the end, in a bundle, in a checkpoint."""
 
 from __future__ import annotations
 
@@ -45,6 +45,36 @@ def summary_of(learner: Learner) -> dict[str, Any]:
         "newest": as_json(learner.newest),
         "figures": learner.judge.validation.figures(),
         "seconds": {stage: round(its, 3) for stage, its in learner.spent.seconds.items()},
+    }
+
+
+def figures_of(learner: Learner) -> dict[str, Any]:
+    """What a bundle says of how it was learnt."""
+    return {
+        "learner": learner.learner,
+        "stream": learner.source.identity,
+        "positions": {str(p): offset for p, offset in learner.positions.items()},
+        "steps": learner.trainer.steps,
+        "trained": learner.counts["trained"],
+        "newest": as_json(learner.newest),
+        "examples": None if learner.digest is None else learner.digest.as_json(),
+    }
+
+
+def state_of(learner: Learner) -> dict[str, Any]:
+    """Of a checkpoint what JSON can hold."""
+    alone = {"base": learner.bundle.version, "epoch": 0, "sequence": 0}
+    return {
+        **(alone if learner.giving is None else learner.giving.state()),
+        "learner": learner.learner,
+        "identity": learner.source.identity,
+        "group": learner.group,
+        "positions": {str(p): offset for p, offset in learner.positions.items()},
+        "turn": learner.turn,
+        "counts": dict(learner.counts),
+        "newest": as_json(learner.newest),
+        "judge": learner.judge.state(),
+        "examples": None if learner.digest is None else learner.digest.as_json(),
     }
 
 
