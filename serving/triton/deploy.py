@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import BundleError, PlexrankError
+from engine.files import write_whole
 from engine.plugins import Plugins
 from serving.triton.client import TritonClient, TritonError
 from serving.triton.config_pbtxt import ModelConfig
@@ -86,7 +87,7 @@ def _take_back(exported: Exported, repository: Path, before: bytes | None, clien
     folder = exported.folder.parent
     settings = ModelConfig.read(folder / CONFIG).settings
     if before is not None and exported.changed:
-        (folder / CONFIG).write_bytes(before)
+        write_whole(folder / CONFIG, before)
     if not exported.new:
         return
     if before is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,26 @@ class FollowStatus:
 
 
 def followed(repository: Path) -> list[dict[str, Any]]:
-    """Of each model in the repository that is, or was, followed: `FollowStatus`, pid, `written`, and as of now
+    """Of each model of the repository that is, or was, followed: `FollowStatus`, pid, `written`, and as of now
     `silent_seconds` and `age_seconds`, None where no event is in it."""
-    found, now = [], time.time()
-    for config in sorted(repository.glob(f"*/{CONFIG}")):
+    found: dict[str, dict[str, Any]] = {}
+    now = time.time()
+    for path in sorted(path for live in _live_roots(repository) for path in live.glob(follow_status(live, "*").name)):
         try:
-            live = live_root(repository, ModelConfig.read(config).settings.live)
-            held = json.loads(follow_status(live, config.parent.name).read_bytes())
+            held = json.loads(path.read_bytes())
             newest = held["newest"]
             held["silent_seconds"] = round(max(0.0, now - held["written"]), 3)
             held["age_seconds"] = None if newest is None else round(max(0.0, now - newest), 3)
-        except (OSError, ValueError, KeyError, TypeError, PlexrankError):
+            found[held["model"]] = held
+        except (OSError, ValueError, KeyError, TypeError):
             continue
-        found.append(held)
-    return found
+    return list(found.values())
+
+
+def _live_roots(repository: Path) -> set[Path]:
+    """Where a status may be: also before the first version is there."""
+    roots = {live_root(repository)}
+    for config in repository.glob(f"*/{CONFIG}"):
+        with suppress(PlexrankError):
+            roots.add(live_root(repository, ModelConfig.read(config).settings.live))
+    return roots
