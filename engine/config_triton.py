@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from engine.section import Section
@@ -24,4 +26,19 @@ class TritonConfig(Section):
         "",
         description="folder of the memory that deltas are applied to, from the repository on; by default beside it, "
         "its name with `-live` behind; the environment's PLEXRANK_TRITON_LIVE goes before it",
+    )
+    variant: Literal["eager", "aoti"] = Field(
+        "eager",
+        description="how the part behind the tables runs: by torch's operations, or as machine code that the export "
+        "compiles for processors like its own (AOTInductor; needs g++)",
+    )
+    tables: Literal["float32", "int8"] = Field(
+        "float32", description="how the tables are held: int8 takes a byte a number and 8 bytes a row"
+    )
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="largest difference to the in-process scorer's scores that an export accepts; 0: 1e-5, "
+        "with int8 tables 0.01",
     )

@@ -80,7 +80,7 @@ class Package:
     def __init__(self, path: Path) -> None:
         """PlexrankError where torch cannot load it."""
         try:
-            loaded = torch._inductor.aoti_load_package(str(path))  # type: ignore[attr-defined]
+            loaded = torch._inductor.aoti_load_package(str(path))
         except Exception as error:
             raise PlexrankError(f"{path}: cannot be loaded: {_first_line(error)}; export the model again") from error
         self.run: Callable[[list[Tensor]], list[Tensor]] = loaded.loader.run

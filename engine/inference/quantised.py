@@ -12,7 +12,7 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.tables import FrozenTables
 
@@ -36,7 +36,7 @@ def row_bytes(dim: int) -> int:
     return -(-dim // 4) * 4 + _BESIDE
 
 
-def dims(embedding: nn.Module) -> Mapping[str, int]:
+def dims(embedding: object) -> Mapping[str, int]:
     """table -> numbers a row, where that is not its tensor's width."""
     return embedding.dims if isinstance(embedding, QuantisedTables) else {}
 

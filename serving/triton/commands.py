@@ -28,6 +28,9 @@ MaxBatch = Annotated[int | None, typer.Option(min=1, help="Most requests that ar
 Threads = Annotated[int | None, typer.Option(min=1, help="Torch threads an instance.")]
 Versions = Annotated[int | None, typer.Option(min=1, help="Newest versions that are kept and answer.")]
 Live = Annotated[str | None, typer.Option(help="Folder of the memory that deltas are applied to; default beside.")]
+Variant = Annotated[str | None, typer.Option(help="eager, or aoti: compiled for processors like this one.")]
+Tables = Annotated[str | None, typer.Option(help="float32, or int8: a byte a number.")]
+Tolerance = Annotated[float | None, typer.Option(min=0.0, help="Largest difference of scores that is accepted.")]
 VectorsMb = Annotated[int | None, typer.Option(min=0, help="Most memory for items' vectors, MiB.")]
 Url = Annotated[str, typer.Option(help="Triton's gRPC, host:port.")]
 
@@ -50,6 +53,9 @@ def export_triton(
     versions: Versions = None,
     live: Live = None,
     item_vectors_mb: VectorsMb = None,
+    variant: Variant = None,
+    tables: Tables = None,
+    tolerance: Tolerance = None,
     json: JsonFlag = False,
 ) -> None:
     """Write a bundle into a Triton model repository, as the next version of its model.
@@ -80,6 +86,9 @@ def deploy(
     versions: Versions = None,
     live: Live = None,
     item_vectors_mb: VectorsMb = None,
+    variant: Variant = None,
+    tables: Tables = None,
+    tolerance: Tolerance = None,
     timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that loading may take.")] = 600.0,
     json: JsonFlag = False,
 ) -> None:

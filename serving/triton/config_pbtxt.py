@@ -14,8 +14,8 @@ from engine.errors import BundleError, PlexrankError
 from engine.inference.signature import Signature
 
 _TYPE = "TYPE_"
-PARAMETERS = ("live", "threads", "item_vectors_mb")
-"""Fields of `TritonConfig` that Triton hands on to the model."""
+PARAMETERS = ("live", "threads", "item_vectors_mb", "variant", "tables", "tolerance")
+"""Fields of `TritonConfig` that Triton hands on to the model, or that the next export is to hold to."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ class ModelConfig:
             raise PlexrankError(f"{path} cannot be read ({error}): pip install 'plexrank[triton]'") from None
         try:
             found = text_format.Parse(path.read_text("utf-8"), pb.ModelConfig())
-            said: dict[str, Any] = {name: found.parameters[name].string_value for name in PARAMETERS}
+            said: dict[str, Any] = {
+                name: found.parameters[name].string_value for name in PARAMETERS if name in found.parameters
+            }
             said["instances"] = sum(max(1, group.count) for group in found.instance_group)
             said["batch_delay_us"] = found.dynamic_batching.max_queue_delay_microseconds
             said["max_batch"] = found.max_batch_size

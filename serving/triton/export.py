@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from engine.streaming.deltas.lease import locked
 from serving.triton.config_pbtxt import ModelConfig
 from serving.triton.layout import BUNDLE, CONFIG, MODEL, live_root, lock_of, version_numbers
 from serving.triton.selftest_cases import made
+from serving.triton.variant import Variant, build, check
 
 COPIED = 64 << 20
 """Bytes. Smaller files of a bundle are copied. A larger one is linked where the disk can; then Triton may load the
@@ -110,7 +111,8 @@ def export_locked(wish: Wish, repository: Path, plugins: Plugins | None = None) 
     settings = wish.settings(None if before is None else before.settings, bundle.config.serving.triton)
     wanted = ModelConfig.of(Signature.of(bundle.schema), settings)
     merged = wanted if before is None else before.with_more(wanted)
-    held = [n for n in numbers if held_by(folder / str(n)) == bundle.version]
+    variant = Variant.wished(settings)
+    held = [n for n in numbers if held_by(folder / str(n)) == bundle.version and _alike(folder / str(n), variant)]
     with _writing(folder):
         if held and held[-1] == numbers[-1]:
             number, new = numbers[-1], False
@@ -118,7 +120,7 @@ def export_locked(wish: Wish, repository: Path, plugins: Plugins | None = None) 
         else:
             number, new = _next(repository, settings, model, numbers), True
             with aside(repository, model) as place:
-                _write_version(place / str(number), bundle, plugins or installed())
+                _write_version(place / str(number), bundle, plugins or installed(), settings)
                 changed = before != merged
                 _put(place, folder, number, config, merged.text(model) if changed else None)
     others = tuple(n for n in held if n != number)
@@ -133,13 +135,21 @@ def held_by(version: Path) -> str | None:
         return None
 
 
+def _alike(version: Path, variant: Variant) -> bool:
+    """Whether a version scores as that variant does."""
+    try:
+        return Variant.read(version).same(variant)
+    except BundleError:
+        return False
+
+
 def _next(repository: Path, settings: TritonConfig, model: str, numbers: list[int]) -> int:
     """A number that was not used: not even by a version of which only the live memory is left."""
     lived = version_numbers(live_root(repository, settings.live) / model)
     return max([0, *numbers, *lived]) + 1
 
 
-def _write_version(folder: Path, bundle: Bundle, plugins: Plugins) -> None:
+def _write_version(folder: Path, bundle: Bundle, plugins: Plugins, settings: TritonConfig) -> None:
     """All that Triton needs of a version. BundleError where tensors score otherwise than the in-process scorer."""
     (folder / BUNDLE).mkdir(parents=True)
     for name in ("manifest.json", *bundle.manifest.files):
@@ -153,11 +163,16 @@ def _write_version(folder: Path, bundle: Bundle, plugins: Plugins) -> None:
     (folder / "__pycache__").touch()
     scorer: Scorer = component(plugins, "scorers", ComponentConfig(name=default_name("scorers")))
     scorer.load(folder / BUNDLE)
-    test = made(Bundle.open(folder / BUNDLE, verify=False), scorer)
+    copied = Bundle.open(folder / BUNDLE, verify=False)
+    test = made(copied, scorer)
     try:
         test.run_all(scorer.infer)
     except PlexrankError as error:
         raise BundleError(f"{bundle.path}: scores by tensors are not the scorer's: {error}") from error
+    variant = build(Variant.wished(settings), folder, copied, plugins, settings.threads)
+    test = replace(test, tolerance=variant.tolerance)
+    if not variant.plain:
+        check(variant, folder, folder.with_name("live"), copied, scorer, test, settings.item_vectors_mb)
     test.write(folder)
     for path in (*folder.rglob("*"), folder):
         sync(path)

@@ -14,11 +14,11 @@ from typing import Self
 import torch
 
 from engine.bundle import Bundle
-from engine.inference.live import LiveModel
 from engine.inference.runtime import Answer, Runtime, Tensors
 from engine.memory import keep_freed_memory
 from serving.triton.layout import BUNDLE, live_root
 from serving.triton.selftest import SelfTest
+from serving.triton.variant import Variant
 
 log = logging.getLogger("plexrank.triton")
 
@@ -38,7 +38,8 @@ class Hosted:
         """
         keep_freed_memory()
         torch.set_num_threads(threads)
-        self._live = LiveModel.open(live, Bundle.open(version / BUNDLE, verify=False), item_vectors_mb=item_vectors_mb)
+        bundle = Bundle.open(version / BUNDLE, verify=False)
+        self._live = Variant.read(version).open(version, live, bundle, item_vectors_mb)
         try:
             self._runtime = Runtime(lambda: self._live.now)
             test = SelfTest.open(version)

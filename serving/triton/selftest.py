@@ -14,7 +14,7 @@ from engine.errors import BundleError
 
 FILE = "selftest.safetensors"
 TOLERANCE = 1e-5
-_INPUT, _EXPECTED, _VERSION = "input", "expected", "version"
+_INPUT, _EXPECTED, _VERSION, _TOLERANCE = "input", "expected", "version", "tolerance"
 
 Infer = Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -29,12 +29,16 @@ class Case:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """inputs, expected: a small request that can be asked every second; version: the bundle's; more: others."""
+    """inputs, expected: a small request that can be asked every second; version: the bundle's; more: others.
+
+    tolerance: largest difference of a score.
+    """
 
     inputs: Mapping[str, np.ndarray]
     expected: Mapping[str, np.ndarray]
     version: str
     more: tuple[Case, ...] = ()
+    tolerance: float = TOLERANCE
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -47,8 +51,9 @@ class SelfTest:
         try:
             with safe_open(path, "np") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                version = (file.metadata() or {}).get(_VERSION, "")
-        except SafetensorError as error:
+                said = file.metadata() or {}
+                tolerance = float(said.get(_TOLERANCE, TOLERANCE))
+        except (SafetensorError, ValueError) as error:
             raise BundleError(f"{path}: damaged ({error}); export the model again") from error
         cases: dict[str, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
         for key, tensor in tensors.items():
@@ -59,7 +64,7 @@ class SelfTest:
         whole = [Case(*cases[number]) for number in sorted(cases, key=lambda n: (len(n), n))]
         if not whole or not all(case.inputs and case.expected for case in whole):
             raise BundleError(f"{path}: no tensors '{_INPUT}...' and '{_EXPECTED}...'; export the model again")
-        return cls(whole[0].inputs, whole[0].expected, version, tuple(whole[1:]))
+        return cls(whole[0].inputs, whole[0].expected, said.get(_VERSION, ""), tuple(whole[1:]), tolerance)
 
     def write(self, folder: Path) -> None:
         """Into a version's folder: `input.0.NAME`, `expected.0.TASK`, and so on for each request."""
@@ -68,7 +73,7 @@ class SelfTest:
             tensors |= {f"{_INPUT}.{number}.{n}": np.ascontiguousarray(t) for n, t in case.inputs.items()}
             expected = {n: np.ascontiguousarray(t, dtype=np.float32) for n, t in case.expected.items()}
             tensors |= {f"{_EXPECTED}.{number}.{n}": t for n, t in expected.items()}
-        save_file(tensors, folder / FILE, {_VERSION: self.version})
+        save_file(tensors, folder / FILE, {_VERSION: self.version, _TOLERANCE: str(self.tolerance)})
         (folder / FILE).chmod(0o644)  # safetensors lets only its owner read what it writes
 
     def run(self, infer: Infer) -> str:
@@ -98,7 +103,7 @@ class SelfTest:
             if not ((scores >= 0) & (scores <= 1)).all():
                 raise BundleError(f"self-test: scores of task '{task}' are not probabilities")
             worst = float(np.abs(scores - expected).max(initial=0.0))
-            if not learnt and worst > TOLERANCE:
+            if not learnt and worst > self.tolerance:
                 raise BundleError(
                     f"self-test: scores of task '{task}' differ by up to {worst:.3g} from the in-process scorer's"
                 )

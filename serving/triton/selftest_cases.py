@@ -14,7 +14,7 @@ from engine.inference.tensors import encode
 from serving.triton.selftest import Case, SelfTest
 
 _UNKNOWN = ["no such item", "ไม่มี", ""]
-_MOST = 200
+_MOST, _MOST_ITEMS = 200, 2000
 
 
 def made(bundle: Bundle, scorer: Scorer) -> SelfTest:
@@ -40,6 +40,23 @@ def made(bundle: Bundle, scorer: Scorer) -> SelfTest:
     bare = _case(bundle, scorer, ScoreRequest({}, {}, known[:30]), False)
     cases.append(Case({CANDIDATES: bare.inputs[CANDIDATES]}, bare.expected))
     return SelfTest(cases[0].inputs, cases[0].expected, bundle.version, tuple(cases[1:]))
+
+
+def of_all_sizes(bundle: Bundle) -> list[dict[str, np.ndarray]]:
+    """Requests of 1 to 2,000 candidates with histories from none to the longest, as tensors."""
+    known = bundle.catalogue.ids(np.arange(min(_MOST_ITEMS, len(bundle.catalogue)))) or ["item"]
+    users, item = [_as_asked(bundle, user) for user in islice(bundle.users(), 8)] or [{}], bundle.schema.item
+    longest = max((s.max_length for s in bundle.schema.sequences), default=0)
+    asked: list[dict[str, np.ndarray]] = []
+    for items in (1, 2, 5, 64, 500, _MOST_ITEMS):
+        for past in sorted({0, 1, 2, longest // 2, longest}):
+            first = 7 * len(asked)
+            picked = [known[(first + n) % len(known)] for n in range(items)]
+            history = [known[(3 * first + n) % len(known)] for n in range(past)]
+            who = users[len(asked) % len(users)]
+            request = ScoreRequest(user=who, history={item: history} if item and history else {}, items=picked)
+            asked.append(encode(request, bundle.encoder, bundle.catalogue, items_apart=len(asked) % 4 == 3))
+    return asked
 
 
 def _case(bundle: Bundle, scorer: Scorer, request: ScoreRequest, apart: bool) -> Case:

@@ -19,6 +19,7 @@ from serving.triton.config_pbtxt import ModelConfig
 from serving.triton.deploy import deploy
 from serving.triton.export import Wish
 from serving.triton.layout import BUNDLE, CONFIG, live_root, version_numbers
+from serving.triton.variant import Variant
 
 log = logging.getLogger("plexrank.triton")
 
@@ -113,8 +114,9 @@ class TritonTarget:
         folder = self.repository / self.model
         settings = ModelConfig.read(folder / CONFIG).settings
         bundle = Bundle.open(folder / str(number) / BUNDLE, verify=False)
+        tables = Variant.read(folder / str(number)).tables
         live = live_root(self.repository, settings.live) / self.model / str(number)
-        writer = LiveWriter(live, bundle, self._plugins, item_vectors_mb=settings.item_vectors_mb)
+        writer = LiveWriter(live, bundle, self._plugins, item_vectors_mb=settings.item_vectors_mb, tables=tables)
         before, self._writer, self.number = self._writer, writer, number
         if before is not None:
             before.close()

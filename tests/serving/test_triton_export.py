@@ -75,6 +75,9 @@ def test_the_configuration_is_whole_and_says_what_the_model_reads(bundle: Path, 
         "live": "../elsewhere",
         "threads": "2",
         "item_vectors_mb": "256",
+        "variant": "eager",
+        "tables": "float32",
+        "tolerance": "0.0",
     }
     assert ModelConfig.read(found.folder.parent / "config.pbtxt").settings == TritonConfig(**settings)
 
