@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,17 @@ def test_a_damaged_bundle_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="sha256"):
         export(Wish(broken), tmp_path / "repository")
     assert everything(tmp_path / "repository") == [".plexrank.lock"]
+
+
+def test_two_at_once_get_numbers_of_their_own_and_what_a_kill_left_goes(bundle: Path, tmp_path: Path) -> None:
+    second, repository = another(bundle, tmp_path / "second", 1), tmp_path / "repository"
+    (tmp_path / ".repository.tmp-0123456789ab" / "1").mkdir(parents=True)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda path: export(Wish(path), repository), [bundle, second]))
+    assert sorted(one.number for one in found) == [1, 2]
+    for one in found:
+        assert SelfTest.open(one.folder).version == one.version
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["repository", "second"]
 
 
 class Slanted(InprocScorer):
