@@ -191,11 +191,10 @@ class Launched:
         from serving.triton.state import State
 
         state = State.read(self.folder)
-        left = [] if state is None else [stub.process for stub in self.stubs()]
         if self.process is not None:
             self.process.kill()
             self.process.wait()
-        for process in filter(None, [*left, *([state.supervisor, state.server, state.follower] if state else [])]):
+        for process in filter(None, [state.supervisor, state.server, state.follower] if state else []):
             process.send(signal.SIGKILL)
         stop(self.folder)
 

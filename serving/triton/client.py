@@ -26,7 +26,7 @@ _CHANNEL = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # what one attempt may take, on a busy machine too
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _HERE = ("127.", "localhost:", "[::1]:", "unix:")

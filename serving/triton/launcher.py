@@ -18,7 +18,7 @@ from serving.triton.backends import make_backends
 from serving.triton.client import CONTROL_KEY, TritonClient
 from serving.triton.environment import server_environment
 from serving.triton.state import Identity, wait_until
-from serving.triton.stubs import Stubs
+from serving.triton.stubs import Stubs, end_all
 from serving.triton.wheel import Wheel
 
 LOG = "server.log"
@@ -145,10 +145,10 @@ class ServerProcess:
     def wait_live(self, seconds: float, stopped: Callable[[], bool]) -> None:
         """Until it answers. PlexrankError with its last words where it ends or is silent."""
         wait_until(lambda: stopped() or bool(self.ended) or self._listens(), seconds)
-        wait_until(lambda: stopped() or bool(self.ended) or self.client.live(1.0), 5.0)
+        live = wait_until(lambda: stopped() or bool(self.ended) or self.client.live(1.0), seconds)
         if stopped():
             raise PlexrankError("ended while it started")
-        if self.ended or not self.client.live(1.0):
+        if self.ended or not live:
             fault = f"tritonserver ended with {self.ended}" if self.ended else f"no answer in {seconds:.0f} s"
             raise PlexrankError(f"{fault}: {self.last_words()} (all of it: {self.launch.folder / LOG})")
 
@@ -165,11 +165,9 @@ class ServerProcess:
         return self._child.last_words(5) or "it said nothing"
 
     def terminate(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """Asks it to end, or ends it and all its models' processes with SIGKILL, and waits for nothing."""
-        stubs = self.stubs.alive() if number == signal.SIGKILL else []
-        for process in (self.identity, *(stub.process for stub in stubs)):
-            if process is not None:
-                process.send(number)
+        """Sends it a signal, and waits for nothing."""
+        if self.identity is not None:
+            self.identity.send(number)
 
     def stop(self, grace: float = _EXIT_SECONDS + 5.0) -> None:
         """SIGTERM; SIGKILL when it takes too long, or waits for processes that are dead. Removes its shared memory."""
@@ -182,8 +180,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """SIGKILL to it and to all its models' processes; removes its shared memory."""
-        self.terminate(signal.SIGKILL)
         self._child.stop(0.0)
-        wait_until(lambda: not self.stubs.alive(), 5.0)
+        end_all(self.launch.prefix)
         self.client.close()
         shm.clear(self.launch.prefix)

@@ -16,7 +16,7 @@ from serving.triton.follow_status import followed
 from serving.triton.probe import try_version
 from serving.triton.repository import ModelFolder
 from serving.triton.state import State, wait_until
-from serving.triton.stubs import Stubs
+from serving.triton.stubs import Stubs, end_all
 
 _SECONDS = 60.0
 """That a supervisor has to end its server, before both are killed."""
@@ -112,5 +112,6 @@ def stop(folder: Path) -> int:
             process.end(15.0)
         if process.alive:
             raise PlexrankError(f"process {process.pid} does not end; see its log in {folder}")
+    end_all(state.prefix)
     shm.clear(state.prefix)
     return state.supervisor.pid if ran else 0

@@ -43,7 +43,7 @@ class ModelFolder:
             raise PlexrankError(f"{config}: {error}; export the model again") from error
         if found.backend != "python":
             return 0
-        return _KEPT * max(1, sum(max(1, group.count) for group in found.instance_group))
+        return int(_KEPT * max(1, sum(max(1, group.count) for group in found.instance_group)))
 
     def touch(self, version: str) -> None:
         """So that Triton takes this version for a changed one, and loads it again beside the one it has."""

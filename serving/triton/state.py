@@ -56,13 +56,12 @@ class Identity:
             return True
         return False
 
-    def end(self, seconds: float, *others: Identity) -> None:
-        """SIGTERM, and where it is not gone in time SIGKILL, for it and for others too. Returns when all are gone."""
+    def end(self, seconds: float) -> None:
+        """SIGTERM, and SIGKILL where it is not gone in time."""
         self.send(signal.SIGTERM)
-        wait_until(lambda: not self.alive, seconds)
-        for process in (self, *others):
-            process.send(signal.SIGKILL)
-        wait_until(lambda: not any(p.alive for p in (self, *others)), seconds)
+        if not wait_until(lambda: not self.alive, seconds):
+            self.send(signal.SIGKILL)
+            wait_until(lambda: not self.alive, seconds)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from serving.triton.shm import FOLDER
-from serving.triton.state import Identity
+from serving.triton.state import Identity, wait_until
 
 NAME = "triton_python_backend_stub"
 _LINGER = 10.0
@@ -34,16 +34,14 @@ class Stubs:
     def __init__(self, server: int) -> None:
         self._server = server
         self._known: dict[int, Stub] = {}
-        self._seen: set[Stub] = set()
         self._dead: dict[int, int] = {}
         self._done: set[int] = set()
         self._replaced: dict[Stub, float] = {}
 
     def alive(self) -> list[Stub]:
-        """Those that run, hung ones included, also when the server that was looked at before is dead."""
+        """Those that run, hung ones included."""
         self._look()
-        self._seen = {stub for stub in self._seen if stub.process.alive}
-        return list(self._seen)
+        return [stub for stub in self._known.values() if stub.process.alive]
 
     def died(self) -> set[tuple[str, str]]:
         """(model, version) whose process ended though the server wants it, told until `replaced` is called.
@@ -94,7 +92,19 @@ class Stubs:
         for pid, child in children.items():
             if pid not in self._known and (stub := _read(child)) is not None:
                 self._known[pid] = stub
-                self._seen.add(stub)
+
+
+def end_all(prefix: str) -> int:
+    """Kills those whose shared memory has this prefix, their server's or left by one -> how many there were.
+
+    They end by themselves when their server is gone, but not when they hang, or when nobody reaps the dead server.
+    """
+    found = [_read(process) for process in psutil.process_iter()]
+    ours = [stub.process for stub in found if stub is not None and stub.region.startswith(prefix)]
+    for process in ours:
+        process.send(signal.SIGKILL)
+    wait_until(lambda: not any(process.alive for process in ours), 5.0)
+    return len(ours)
 
 
 def _read(child: psutil.Process) -> Stub | None:

@@ -23,6 +23,7 @@ from serving.triton.launcher import Launch, Ports, ServerProcess, is_open
 from serving.triton.probe import Prober
 from serving.triton.repository import find_models
 from serving.triton.state import Identity, State, only_one
+from serving.triton.stubs import end_all
 from serving.triton.wheel import find_wheel
 
 log = logging.getLogger("plexrank.triton")
@@ -300,6 +301,7 @@ def _clear_leftovers(folder: Path) -> None:
             if left.alive:
                 log.warning("process %d is left of an earlier run: it is ended", left.pid)
                 left.end(_LEFT)
+        end_all(held.prefix)
         shm.clear(held.prefix)
 
 
