@@ -77,6 +77,8 @@ class Following:
             self._target = target = TritonTarget(
                 self.repository, model, self.client, self._plugins, self._given, self._stated
             )
+            if self._waited("nothing is served yet", self._served) is None:
+                return
             streams = self._waited("the event log is not open yet", lambda: self._opened(pointer))
             if streams is None:
                 return
@@ -107,6 +109,13 @@ class Following:
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
         return None
+
+    def _served(self) -> bool:
+        """That a version is there, deployed if need be: answers do not wait for a log that is away."""
+        assert self._target is not None
+        if self._target.number is None:
+            self._swap(self.registry.bundle("current"))
+        return True
 
     def _opened(self, pointer: Pointer) -> tuple[EventLog, EventLog]:
         """The streams of deltas and of pointers."""

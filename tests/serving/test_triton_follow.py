@@ -19,7 +19,7 @@ import pytest
 
 from engine.bundle import Bundle, read_manifest
 from engine.bundle.tensors import load_tensors
-from engine.plugins import Plugins, installed
+from engine.plugins import Plugins
 from engine.streaming.deltas.delta import Delta, parsed
 from engine.streaming.deltas.publisher import DeltaPublisher
 from engine.streaming.deltas.registry import ModelRegistry
@@ -178,7 +178,7 @@ def test_a_killed_process_goes_on_where_it_was(world: World, client: TritonClien
     until(lambda: world.status()["pid"] == world.processes[2].pid, "the status is the new process'")
 
 
-def test_it_waits_for_a_promotion_a_log_and_a_triton(tmp_path: Path, world: World) -> None:
+def test_it_waits_for_a_promotion_and_a_triton(tmp_path: Path, world: World) -> None:
     registry = ModelRegistry(tmp_path / "models")
     following = Following(
         tmp_path / "repository", registry, TritonClient("127.0.0.1:1"), tmp_path / "state", name="shop"
@@ -192,8 +192,6 @@ def test_it_waits_for_a_promotion_a_log_and_a_triton(tmp_path: Path, world: Worl
 
     until(lambda: "nothing was promoted yet" in trouble(), "it waits for a promotion")
     registry.promote(registry.take_in(world.a))
-    until(lambda: str(tmp_path / "state") in trouble(), "it waits for the log")
-    open_log(installed(), world.bundle.config.serving.event_log, tmp_path / "state").close()
     until(lambda: "no Triton answers" in trouble(), "it waits for a Triton")
     following.stop()
     thread.join(60)
