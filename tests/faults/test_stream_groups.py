@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_two_learners_that_share_the_partitions_by_hand_train_each_event_once(
 
 
 def members(its: World, *names: str) -> list[LearnerRun]:
-    return [its.learn("--group", "films", out=name) for name in names]
+    return [its.learn("--group", its.topic, out=name) for name in names]
 
 
 @pytest.mark.parametrize(("name", "client"), [("kafka09", "kafka"), ("tansu", "kafka-fast")])
@@ -75,7 +76,8 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
     write(0)
     its.until(lambda: first.events() == len(parts[0]), "the first reads")
     (second,) = members(its, "second")
-    done = _until_read(its, write, range(1, 5), lambda: second.events() > 0)
+    done = _until_read(its, write, range(1, 4), lambda: held(its, "second"))
+    done = _until_read(its, write, range(done, 5), lambda: second.events() > 0)
     first.signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     done = _until_read(its, write, range(done, 8), lambda: len(held(its, "second")) == 4)
@@ -106,7 +108,7 @@ def test_learners_that_join_and_leave_a_group_in_mid_stream_train_each_event_onc
     assert last["waiting"] == {"0": 0, "1": 0, "2": 0, "3": 0}
 
 
-def _until_read(its: World, write: Callable[[int], None], numbers: range, true: Callable[[], bool]) -> int:
+def _until_read(its: World, write: Callable[[int], None], numbers: range, true: Callable[[], Any]) -> int:
     """Writes these parts of the stream, one after another, until something is true as well -> the next part."""
     for number in numbers:
         write(number)
@@ -117,7 +119,7 @@ def _until_read(its: World, write: Callable[[int], None], numbers: range, true: 
 
 def _owned(its: World) -> set[str]:
     """The members whose checkpoints answer for a partition."""
-    folder = its.folder / "learners" / "learners" / "events" / "group-films"
+    folder = its.folder / "learners" / "learners" / "events" / f"group-{its.topic}"
     return {Path(json.loads(file.read_text())["checkpoints"]).parent.name for file in folder.glob("*.json")}
 
 
