@@ -20,6 +20,7 @@ COMMANDS = (
     "freshness",
     "delta_latency",
     "online_learning",
+    "triton_serving",
 )
 OTHERS = ("memory_of_rows",)
 """Scripts with options of their own."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,8 @@ ITEMS, USERS, RATINGS = 4000, 1000, 60_000
 _GENRES = ("action", "comedy", "crime", "drama", "family", "fantasy", "history", "music", "nature", "space")
 
 
-def make_bundle(folder: Path) -> Path:
-    """Draws the ratings from a fixed seed, trains, writes -> the bundle's path.
+def make_bundle(folder: Path, changed: Mapping[str, Any] | None = None) -> Path:
+    """Draws the ratings from a fixed seed, trains, writes -> the bundle's path. changed: keys of the configuration.
 
     Users have 60 ratings on average, the catalogue 4,000 films of one to three genres: 2,000 candidates are distinct.
     """
@@ -51,7 +53,7 @@ def make_bundle(folder: Path) -> Path:
     }
     config = load_config(
         CONFIGS / "movielens-100k.yaml",
-        {"data.dataset": None, "data.source": source, "training.epochs": 1, "training.threads": 1},
+        {"data.dataset": None, "data.source": source, "training.epochs": 1, "training.threads": 1, **(changed or {})},
         plugins,
     )
     run_training(config, folder / "run", plugins=plugins)
