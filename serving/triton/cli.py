@@ -66,6 +66,9 @@ def up(
         typer.Option(help="A registry: promoted bundles and deltas are followed, by `plexrank triton follow`."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="With --models: the configuration that `follow` gets.")] = None,
+    state_dir: Annotated[
+        Path, typer.Option(help="With --models: the gateway's, where the event log is in a folder of it.")
+    ] = Path("state"),
     threads: Annotated[int, typer.Option(min=1, help="Of each model instance.")] = 1,
     wheel: Annotated[Path | None, typer.Option(help="Folder of `plexrank triton install --dir`.")] = None,
     json: JsonFlag = False,
@@ -79,7 +82,7 @@ def up(
 
     logging.getLogger("plexrank.triton").setLevel(logging.INFO)
     settings = Settings(
-        repository, folder, wheel, host, http_port, grpc_port, metrics_port, timeout, threads, models, config
+        repository, folder, wheel, host, http_port, grpc_port, metrics_port, timeout, threads, models, config, state_dir
     )
     Supervisor(settings, lambda state: _report(state, folder, json)).run()
 

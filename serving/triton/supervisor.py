@@ -40,7 +40,10 @@ _WORDS = 600
 
 @dataclass(frozen=True)
 class Settings:
-    """What `plexrank triton up` is told. Ports: 0 for any free one; timeout: seconds until all must be ready."""
+    """What `plexrank triton up` is told. Ports: 0 for any free one; timeout: seconds until all must be ready.
+
+    models, config, state_dir: what the process beside the server follows.
+    """
 
     repository: Path
     folder: Path
@@ -53,6 +56,7 @@ class Settings:
     threads: int = 1
     models: Path | None = None
     config: Path | None = None
+    state_dir: Path = Path("state")
     every: float = 1.0
     silence: float = 10.0
     tries: int = 5
@@ -61,7 +65,7 @@ class Settings:
     def follow_command(self, url: str) -> list[str]:
         """What runs beside the server: it brings promoted bundles and a learner's deltas."""
         command = [sys.executable, "-m", "engine", "triton", "follow", str(self.repository.resolve())]
-        command += ["--models", str(self.models), "--url", url]
+        command += ["--models", str(self.models), "--url", url, "--state-dir", str(self.state_dir)]
         return command + (["--config", str(self.config)] if self.config else [])
 
 

@@ -184,9 +184,16 @@ def test_a_repository_that_is_lost_while_it_serves_stops_nothing(launched: Launc
 
 def test_the_follower_is_started_beside_the_server_and_ended_with_it(launched: Launched) -> None:
     """With a registry an empty repository is no fault: the follower brings the first model."""
-    launched.up("--models", str(launched.folder.parent / "registry"))
+    there = launched.folder.parent
+    launched.up("--models", str(there / "registry"), "--state-dir", str(there / "gateway"))
     launched.wait(lambda: (launched.folder / "triton.json").exists() and launched.state.follower)
     follower = launched.state.follower
+    command = Path(f"/proc/{follower.pid}/cmdline")
+    words = launched.wait(lambda: "engine" in (said := command.read_text().split("\0")) and said)
+    assert words[words.index("triton") :] == [
+        *("triton", "follow", str(launched.repository), "--models", str(there / "registry")),
+        *("--url", launched.state.url, "--state-dir", str(there / "gateway"), ""),
+    ]
     assert launched.process is not None
     launched.process.terminate()
     assert launched.ends()[0] == 0
