@@ -27,8 +27,8 @@ class AttentionInterest(WeighedHistory):
     def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:
         return torch.softmax(targets @ items.T * self.dim**-0.5, dim=1) @ items
 
-    def _weights(self, targets: Tensor, items: Tensor, pairs: ragged.Pairs) -> Tensor:
-        logits = (ragged.repeat(targets, pairs) * items).sum(1) * self.dim**-0.5
+    def _weights(self, targets: Tensor, history: Tensor, pairs: ragged.Pairs) -> Tensor:
+        logits = (ragged.repeat(targets, pairs) * pairs.items(history)).sum(1) * self.dim**-0.5
         return ragged.segment_softmax(logits, pairs)
 
 

@@ -41,7 +41,12 @@ class Dice(nn.Module):
         return y
 
     def _with_running_statistics(self, s: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting():
+            # 1 / sqrt by an exponential: compiled code makes those once a channel, but a root again for every number
+            scale = torch.exp(-0.5 * torch.log(self.running_var + self.eps))
+            p = torch.sigmoid(s * scale + -self.running_mean * scale)
+            return s * (self.alpha + (1 - self.alpha) * p)
+        if torch.is_grad_enabled():
             scale = torch.rsqrt(self.running_var + self.eps)
             p = torch.sigmoid((s - self.running_mean) * scale)
             return s * (self.alpha + (1 - self.alpha) * p)

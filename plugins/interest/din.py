@@ -55,12 +55,17 @@ class DINInterest(WeighedHistory):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activations = nn.ModuleList(_activation(options.activation, width) for width in options.hidden)
 
-    def _weights(self, targets: Tensor, items: Tensor, pairs: ragged.Pairs) -> Tensor:
-        """targets [N, D], items [P, D] -> weights [P]."""
+    def _weights(self, targets: Tensor, history: Tensor, pairs: ragged.Pairs) -> Tensor:
+        """targets [N, D], history [T, D] -> weights [P]."""
         by_item, by_target, by_product = self._first_layer()
         bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
-        x = torch.cat([items, items * ragged.repeat(targets, pairs)], dim=1)
-        x = ragged.repeat(bias, pairs).addmm_(x, torch.cat([by_item, by_product], dim=1).T)
+        items = pairs.items(history)
+        products = items * ragged.repeat(targets, pairs)
+        if torch.compiler.is_exporting():  # compiled code gathers while it adds: one product a history item is enough
+            x = F.linear(products, by_product) + pairs.items(F.linear(history, by_item)) + ragged.repeat(bias, pairs)
+        else:
+            x = torch.cat([items, products], dim=1)
+            x = ragged.repeat(bias, pairs).addmm_(x, torch.cat([by_item, by_product], dim=1).T)
         logits = self._behind_first_layer(x, self.activations, F.linear)
         return ragged.segment_softmax(logits, pairs) if self.options.softmax else logits
 
@@ -125,7 +130,8 @@ class DINInterest(WeighedHistory):
         *inner, outer = activations
         for activation, layer in zip(inner, hidden, strict=True):
             x = linear(activation(x), layer.weight, layer.bias)
-        x = last(outer(x)).squeeze(1)
+        x = outer(x)  # compiled code takes the last layer into the activation's pass
+        x = (x * last.weight).sum(1) + last.bias if torch.compiler.is_exporting() else last(x).squeeze(1)
         return x if self.options.scale == 1 else x * self.options.scale
 
     def _normed(self, weights: Tensor) -> Tensor:

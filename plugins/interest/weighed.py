@@ -31,9 +31,11 @@ class WeighedHistory(InterestModel):
         return self._of_pairs(targets, history, user_of_target)
 
     def _of_pairs(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
-        pairs = ragged.pairs(history, user_of_target)
-        items = pairs.items(history.values())
-        return ragged.attend(items, self._weights(targets, items, pairs), pairs)
+        pairs, values = ragged.pairs(history, user_of_target), history.values()
+        weights = self._weights(targets, values, pairs)
+        if torch.compiler.is_exporting():
+            return ragged.weighted_sum(values, weights, pairs.offsets, pairs.item)
+        return ragged.attend(pairs.items(values), weights, pairs)
 
     def _targets_of_users(self, lengths: Tensor, user_of_target: Tensor) -> list[int] | None:
         """Targets of each user where one user after the other is the quicker way: few users with many targets each,
@@ -50,15 +52,15 @@ class WeighedHistory(InterestModel):
     def explain(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> JaggedTensor:
         history = self._newest(history)
         pairs = ragged.pairs(history, user_of_target)
-        weights = self._weights(targets, pairs.items(history.values()), pairs)
+        weights = self._weights(targets, history.values(), pairs)
         return JaggedTensor(values=weights.unsqueeze(1), lengths=pairs.lengths)
 
     def _newest(self, history: JaggedTensor) -> JaggedTensor:
         return ragged.newest(history, self.options.max_history)
 
     @abstractmethod
-    def _weights(self, targets: Tensor, items: Tensor, pairs: ragged.Pairs) -> Tensor:
-        """targets [N, D], items [P, D] as the pairs meet them -> weights [P]."""
+    def _weights(self, targets: Tensor, history: Tensor, pairs: ragged.Pairs) -> Tensor:
+        """targets [N, D], history [T, D] -> weights [P]."""
 
     @abstractmethod
     def _of_one_user(self, targets: Tensor, items: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ def world(counts: list[int], lengths: list[int]) -> tuple[Tensor, JaggedTensor, 
 
 def pairs_together(interest: WeighedHistory, targets: Tensor, history: JaggedTensor, users: Tensor) -> Tensor:
     pairs = ragged.pairs(history, users)
-    items = pairs.items(history.values())
-    return ragged.attend(items, interest._weights(targets, items, pairs), pairs)
+    weights = interest._weights(targets, history.values(), pairs)
+    return ragged.attend(pairs.items(history.values()), weights, pairs)
 
 
 @pytest.mark.parametrize("name", ["din", "attention"])
