@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
 
-from engine.errors import BundleError, DeltaGap
+from engine.errors import BundleError, DeltaGap, LogUnavailable
 from engine.streaming.deltas.assembler import Assembler
 from engine.streaming.deltas.delta_codec import encode, read_header
 from engine.streaming.deltas.delta_files import DeltaFiles
 from engine.streaming.deltas.pointer import decode_pointer
+from engine.streaming.deltas.publisher import HANGS_SECONDS
 from tests.streaming.chain_world import A, B, C, a_delta, rows_after, wait_for
 
 
@@ -68,6 +70,34 @@ def test_while_the_log_is_down_deltas_wait_as_one_and_arrive_when_it_is_back(wor
     assert scorer.rows == rows_after(100)  # of a row in several, the latest value
     publisher.publish(a_delta(A, 1, 101))
     wait_for(lambda: scorer.at == f"{A}+1.101", "the next")
+
+
+def test_a_log_that_hangs_holds_up_one_call_and_gets_all_in_order_when_it_goes_on(world, publisher, monkeypatch):
+    publisher.publish(a_delta(A, 1, 1))
+    append, answers = world.deltas.append, threading.Event()
+    asked = threading.Semaphore(0)
+
+    def hang(events, headers=None):
+        asked.release()
+        if not answers.wait(HANGS_SECONDS):
+            raise LogUnavailable("no answer in time")
+        return append(events, headers)
+
+    monkeypatch.setattr(world.deltas, "append", hang)
+    assert publisher.publish(a_delta(A, 1, 2)).waits  # as long as the log's timeout
+    assert asked.acquire(blocking=False)
+    monkeypatch.setattr(publisher.deltas, "append", lambda events, headers=None: answers.wait() and append(events))
+    for sequence in range(3, 100):
+        assert publisher.publish(a_delta(A, 1, sequence)).waits  # returns, though the log does not answer at all
+    assert publisher.waiting == 2
+    assert not publisher.flush()
+    assert sequences(world) == [1]
+    answers.set()
+    wait_for(publisher.flush, "all is sent")
+    assert sequences(world) == [1, 2, 99]
+    assert publisher.trouble is None
+    publisher.publish(a_delta(A, 1, 100))
+    assert sequences(world) == [1, 2, 99, 100]
 
 
 def test_the_outbox_is_bounded_by_the_rows_not_by_the_time(world, publisher):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.components.logs import EventLog
-from engine.errors import BundleError, DeltaGap, EventError
+from engine.errors import BundleError, DeltaGap, EventError, PlexrankError
 from engine.streaming.deltas.announce import announce
 from engine.streaming.deltas.assembler import Assembler
 from engine.streaming.deltas.delta import Delta, merge, standing
@@ -25,6 +25,9 @@ log = logging.getLogger("plexrank.learning")
 
 LOOKED_BACK = 256
 """Newest records of the log that `reached` looks at."""
+HANGS_SECONDS = 0.5
+"""After an attempt that failed no sooner, a thread makes the next ones: who publishes does not wait for them."""
+_RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class DeltaPublisher:
     Outbox: a delta that was begun to be sent keeps its bytes until the log has it; those behind it wait as one delta,
     in which each row is once, so that the outbox is bounded by the model. `pending` goes into the learner's checkpoint
     and comes back by `restore`: after a crash the same bytes are sent again, and followers ignore what they have.
-    Safe from several threads.
+    A log that hangs holds up one call for as long as its timeout; then a thread sends what waits. Safe from several
+    threads.
     """
 
     def __init__(
@@ -83,6 +87,8 @@ class DeltaPublisher:
         self._unfiled: Delta | None = None  # what the disk did not take
         self._lease: Lease | None = None
         self._shrinking: threading.Thread | None = None
+        self._sender: threading.Thread | None = None  # while there is one, it alone sends
+        self._closing = threading.Event()
         self._lock = threading.RLock()
         if registry.known:
             self._own()
@@ -196,6 +202,10 @@ class DeltaPublisher:
 
     def close(self) -> None:
         """Lets the next publisher have the model; the logs are their owner's."""
+        self._closing.set()
+        sender = self._sender
+        if sender is not None:
+            sender.join(60)
         with self._lock:
             if self._shrinking is not None:
                 self._shrinking.join(60)
@@ -242,17 +252,13 @@ class DeltaPublisher:
             self._waiting = None
 
     def _send(self) -> int:
-        """Sends what it can, in order -> bytes of the last delta sent."""
-        size = 0
+        """Sends what it can, in order -> bytes of the last delta sent; nothing where a thread sends."""
+        if self._sender is not None:
+            return 0
+        size, start = 0, time.monotonic()
         try:
-            self._announce()
-            while self.waiting and not self._pinned():
-                if not self._sealed and self._waiting is not None:
-                    sealed = _Sealed(self._waiting, encode(self._waiting, self.dtype, self.most_bytes))
-                    self._sealed.append(sealed)
-                    self._waiting = None
-                one = self._sealed[0]
-                self._file(one)
+            self._announce(self._news())
+            while (one := self._next()) is not None:
                 self.deltas.append([(one.delta.model, part) for part in one.parts])
                 self._sealed.popleft()
                 size = sum(map(len, one.parts))
@@ -261,7 +267,40 @@ class DeltaPublisher:
             if self.trouble is None:
                 log.warning("deltas wait: %s", error)
             self.trouble = str(error)
+            if time.monotonic() - start >= HANGS_SECONDS and not self._closing.is_set():
+                self._sender = threading.Thread(target=self._send_on, name="plexrank-deltas", daemon=True)
+                self._sender.start()
         return size
+
+    def _send_on(self) -> None:
+        """The same in a thread, until nothing waits; the lock is free while the log is asked."""
+        while not self._closing.wait(_RETRY_SECONDS if self.trouble is not None else 0.0):
+            try:
+                with self._lock:
+                    self._own()
+                    pointer, one = self._news(), self._next()
+                    if pointer is None and one is None:
+                        self.trouble, self._sender = None, None
+                        return
+                self._announce(pointer)
+                if one is not None:
+                    self.deltas.append([(one.delta.model, part) for part in one.parts])
+                with self._lock:
+                    self.trouble = None
+                    if one is not None and self._sealed and self._sealed[0] is one:  # else its chain was left meanwhile
+                        self._sealed.popleft()
+            except (PlexrankError, OSError) as error:
+                self.trouble = str(error)
+
+    def _next(self) -> _Sealed | None:
+        """The delta that is to be sent now, its bytes fixed, and in a file."""
+        if not self.waiting or self._pinned():
+            return None
+        if not self._sealed and self._waiting is not None:
+            self._sealed.append(_Sealed(self._waiting, encode(self._waiting, self.dtype, self.most_bytes)))
+            self._waiting = None
+        self._file(self._sealed[0])
+        return self._sealed[0]
 
     def _file(self, one: _Sealed) -> None:
         if one.filed:
@@ -297,9 +336,12 @@ class DeltaPublisher:
         self._shrinking = threading.Thread(target=shrink, name="plexrank-delta-files", daemon=True)
         self._shrinking.start()
 
-    def _announce(self) -> None:
-        """Tells `models` of a pointer that it does not have, whoever set it."""
+    def _news(self) -> Pointer | None:
+        """The pointer, whoever set it, where `models` does not have it."""
         pointer = self.registry.current()
-        if pointer is not None and pointer != self._announced:
+        return None if pointer == self._announced else pointer
+
+    def _announce(self, pointer: Pointer | None) -> None:
+        if pointer is not None:
             announce(self.models, pointer)
             self._announced = pointer
