@@ -31,6 +31,8 @@ _CONNECT_MS = 1000
 _KEEPALIVE_REPLY_MS = 5000
 _LOCAL = re.compile(r"^(dns:///)?(localhost|127\.[\d.]+|\[::1\]):\d+$|^unix:")
 
+_LEAVING = "is not at ready state"
+"""What Triton says, with UNAVAILABLE, of a version that it is letting go of."""
 _DATATYPES = {dtype: datatype for datatype, dtype in DTYPES.items()}
 _REASONS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "deadline",
@@ -87,6 +89,8 @@ class TritonClient:
             return method(request, timeout=timeout, metadata=self._headers)
         except grpc.RpcError as error:
             reason = _REASONS.get(error.code(), "error")
+            if reason == "unavailable" and _LEAVING in (error.details() or ""):
+                reason = "not deployed"
             if reason == "denied":
                 self._headers_until = 0.0
             raise CallFailed(reason, f"{self._options.url}: {error.code().name}: {error.details()}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ class Link:
         self._client = TritonClient(options)
         self._now = now
         self._counts = Counts()
-        self._ended, self._broken = threading.Event(), threading.Event()
+        self._ended, self._broken, self._looking = threading.Event(), threading.Event(), threading.Lock()
         self._watcher: threading.Thread | None = None
 
     # ------------------------------------------------------------------------------------------------- calls
@@ -50,7 +51,7 @@ class Link:
             self._counts.failed("not asked")
             raise CallFailed(breaker.why, f"Triton at {self.options.url} is left alone: {breaker.why}")
         try:
-            answer = self._called(loaded, place, tensors, timeout)
+            answer = self._asked(loaded, place, tensors, timeout)
         except CallFailed as failure:
             self._counts.failed(failure.reason)
             short = failure.reason == "deadline" and 1e3 * timeout < self.options.breaker.least_ms
@@ -73,6 +74,32 @@ class Link:
     def stood_in(self) -> None:
         """A copy scored in Triton's place."""
         self._counts.stood_in()
+
+    def _asked(self, loaded: Loaded, place: str, tensors: Mapping[str, np.ndarray], timeout: float) -> Answer:
+        """By the version that has the bundle; where that one is gone, by another that has it too, in the same time."""
+        until = time.monotonic() + timeout
+        try:
+            return self._called(loaded, place, tensors, timeout)
+        except CallFailed as failure:
+            moved = self._moved(loaded, place, until) if failure.reason in _ELSEWHERE else None
+            if moved is None:
+                raise
+            return self._call(loaded, moved, tensors, until - time.monotonic())
+
+    def _moved(self, loaded: Loaded, gone: str, until: float) -> str | None:
+        """The version that has the bundle now: one that was rolled back to is deployed once more, as the newest, and
+        its older number makes way. None where there is none, or no time. One request looks, for all others too."""
+        if not self._looking.acquire(timeout=max(0.0, until - time.monotonic())):
+            return None
+        try:
+            if loaded.breaker.place == gone:
+                loaded.breaker.mend(self._found(loaded, until - time.monotonic(), until))
+            return loaded.breaker.place
+        except CallFailed as failure:
+            log.debug("Triton: %s: %s", failure.reason, failure)
+            return None
+        finally:
+            self._looking.release()
 
     def _called(self, loaded: Loaded, place: str, tensors: Mapping[str, np.ndarray], timeout: float) -> Answer:
         """One call, and where it met a replica without this bundle, one more."""
@@ -111,12 +138,16 @@ class Link:
                 if time.monotonic() >= until or self._ended.wait(_LOOK_SECONDS):
                     raise
 
-    def _found(self, loaded: Loaded, seconds: float) -> str:
+    def _found(self, loaded: Loaded, seconds: float, until: float = math.inf) -> str:
         """Triton's version that holds the bundle and scores by it, its last call in so many seconds. CallFailed."""
         model, held = self.model(loaded), []
-        for version in self._client.versions(model, _PROBE_SECONDS):
+
+        def left() -> float:
+            return min(_PROBE_SECONDS, until - time.monotonic())
+
+        for version in self._client.versions(model, left()):
             try:
-                answer = self._client.infer(model, version, loaded.few(), (), 1, _PROBE_SECONDS)
+                answer = self._client.infer(model, version, loaded.few(), (), 1, left())
             except CallFailed as failure:
                 held.append(failure)
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 
+from engine.components import Scores
 from engine.errors import BundleError, ScorerError
 from plugins.scorers.triton import TritonScorer
 from tests.scorers.conftest import Rewrite, loaded
@@ -269,6 +271,48 @@ def test_a_replica_without_the_bundle_costs_one_more_call(triton: TritonLike, ma
     triton.before = every_other
     assert answers(scorer) == ()
     assert len(triton.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [(grpc.StatusCode.UNAVAILABLE, "is not at ready state"), (grpc.StatusCode.NOT_FOUND, "is not found")],
+    ids=["leaving", "gone"],
+)
+def test_a_version_that_makes_way_for_another_of_its_bundle_costs_no_answer(
+    triton: TritonLike, made: Made, absent: tuple[grpc.StatusCode, str]
+) -> None:
+    """As after a rollback: the bundle is deployed once more, and its older number goes. Many requests meet that."""
+    scorer = made(breaker={"failures": 1, "pause_s": 600})
+    wanted, before, gate = scorer.score(request(10)).tasks["liked"], triton.scorers, threading.Barrier(8)
+
+    def ask(_: int) -> Scores:
+        gate.wait(20)
+        return scorer.score(request(10, deadline=time.monotonic() + 10))
+
+    triton.scorers, triton.absent = {"4": before["3"]}, absent
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            answers = [*pool.map(ask, range(8))]
+    finally:
+        triton.scorers, triton.absent = before, (grpc.StatusCode.NOT_FOUND, "is not found")
+    for answer in answers:
+        np.testing.assert_array_equal(answer.tasks["liked"], wanted)
+        assert answer.degraded == ()
+
+
+def test_a_bundle_that_is_gone_altogether_is_looked_for_within_the_requests_time(
+    triton: TritonLike, made: Made
+) -> None:
+    """The versions that are left hang when they are asked for what they hold."""
+    scorer, held, before = made(fallback="inproc"), threading.Event(), triton.scorers
+    triton.before = lambda context: None if triton.asked[-1][0] == "3" else wait(held)
+    try:
+        triton.scorers = {"4": before["3"]}
+        found = scorer.score(request(3, deadline=time.monotonic() + 1.0))
+    finally:
+        held.set()
+        triton.scorers = before
+    assert found.degraded == ("triton: not deployed; scored by inproc",)
 
 
 def test_no_thread_and_no_connection_stay_behind(triton: TritonLike, made: Made) -> None:

@@ -28,7 +28,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
     """Versions of one model, a scorer each; what is asked is kept.
 
-    before: runs first in each inference and may sleep or abort; spoil: changes each answer.
+    before: runs first in each inference and may sleep or abort; spoil: changes each answer; absent: how a
+    version is refused that is not there.
     """
 
     def __init__(self, model: str, bundles: dict[str, Path], credentials: Any = None) -> None:
@@ -39,6 +40,7 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
             self.scorers[version].load(bundle)
         self.before: Callable[[Any], None] = lambda context: None
         self.spoil: Callable[[Any], None] = lambda response: None
+        self.absent = (grpc.StatusCode.NOT_FOUND, "is not found")
         self.asked: list[tuple[str, dict[str, np.ndarray]]] = []  # (version, tensors)
         self.metadata: list[dict[str, Any]] = []
         self.remaining: list[float] = []
@@ -97,10 +99,8 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
         self.before(context)
         scorer = self.scorers.get(request.model_version)
         if scorer is None:
-            context.abort(
-                grpc.StatusCode.NOT_FOUND,
-                f"Request for unknown model: '{self.model}' version {request.model_version} is not found",
-            )
+            code, words = self.absent
+            context.abort(code, f"Request for unknown model: '{self.model}' version {request.model_version} {words}")
         try:
             answer = scorer.infer(tensors)
         except RequestError as error:
