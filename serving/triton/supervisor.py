@@ -117,6 +117,8 @@ class Supervisor:
     def _checked(self) -> Launch:
         """What can be known before the server starts."""
         wanted = self.settings
+        if wanted.models is not None:
+            _made(wanted.repository)
         models = find_models(wanted.repository)
         if not models and wanted.models is None:
             raise PlexrankError(
@@ -307,6 +309,14 @@ def _clear_leftovers(folder: Path) -> None:
                 left.end(_LEFT)
         end_all(held.prefix)
         shm.clear(held.prefix)
+
+
+def _made(repository: Path) -> None:
+    """The folder, which the follower fills. PlexrankError where it cannot be made."""
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlexrankError(f"{repository}: cannot be made: {error.strerror}") from error
 
 
 def _this_process() -> Identity:

@@ -183,8 +183,9 @@ def test_a_repository_that_is_lost_while_it_serves_stops_nothing(launched: Launc
 
 
 def test_the_follower_is_started_beside_the_server_and_ended_with_it(launched: Launched) -> None:
-    """With a registry an empty repository is no fault: the follower brings the first model."""
+    """With a registry a repository that is not there yet is no fault: the follower brings the first model."""
     there = launched.folder.parent
+    launched.repository.rmdir()
     launched.up("--models", str(there / "registry"), "--state-dir", str(there / "gateway"))
     launched.wait(lambda: (launched.folder / "triton.json").exists() and launched.state.follower)
     follower = launched.state.follower
