@@ -28,6 +28,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 BYTES = "BYTES"
 HEADER = "inference-header-content-length"
+MOST_TEXTS = 20_000
+"""Of one tensor: as many as a server may be told to allow items in a request."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _INTEGERS = frozenset({"INT32", "INT64", "UINT8"})
 
@@ -172,7 +174,8 @@ def read(body: bytes, header_length: str | None) -> Infer:
     """A body -> its tensors, each of shape [1, n] or [n]. RequestError (400) names what does not fit."""
     end = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit() and int(header_length) <= end):
+        digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= len(str(end))
+        if not (digits and int(header_length) <= end):
             raise _malformed(f"{HEADER} is no number of bytes of the body")
         end = int(header_length)
     try:
@@ -229,7 +232,10 @@ def _count(tensor: TensorIn) -> int:
     shape = tensor.shape
     if not (len(shape) == 1 or (len(shape) == 2 and shape[0] == 1)):
         raise _malformed(f"input '{tensor.name}' has shape {shape}; one request's is [1, n]")
-    return prod(shape)
+    count = prod(shape)
+    if tensor.datatype == BYTES and count > MOST_TEXTS:
+        raise _malformed(f"input '{tensor.name}': {count} texts are more than {MOST_TEXTS}")
+    return count
 
 
 def _from_json(tensor: TensorIn, count: int) -> np.ndarray | list[str]:
@@ -240,12 +246,13 @@ def _from_json(tensor: TensorIn, count: int) -> np.ndarray | list[str]:
         data = data[0]
     if len(data) != count:
         raise _malformed(f"input '{tensor.name}' has {len(data)} values; its shape says {count}")
+    kinds = set(map(type, data))
     if tensor.datatype == BYTES:
-        if not all(type(value) is str for value in data):
+        if not kinds <= {str}:
             raise _malformed(f"input '{tensor.name}' is BYTES; its values must be strings")
         return data
     integers = tensor.datatype in _INTEGERS
-    if not all(type(value) is int or (type(value) is float and not integers) for value in data):
+    if not kinds <= ({int} if integers else {int, float}):
         raise _malformed(f"input '{tensor.name}': not every value is {'an integer' if integers else 'a number'}")
     try:
         with np.errstate(over="ignore"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from http.client import HTTPException
+import time
+from http.client import HTTPException, HTTPResponse, IncompleteRead
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
@@ -23,8 +24,9 @@ def scraped(url: str) -> bytes | None:
     """The text at `url` in Prometheus' format, whole lines of it; None where it does not come within half a second, is
     longer than 4 MiB, is none, or would add to our own metrics. Blocks."""
     try:
+        until = time.monotonic() + SECONDS
         with _opener.open(url, timeout=SECONDS) as answer:
-            text: bytes = answer.read(MOST + 1)
+            text = _read(answer, until)
     except (URLError, HTTPException, OSError, ValueError) as error:
         log.info("no metrics at %s: %s", url, error)
         return None
@@ -33,3 +35,16 @@ def scraped(url: str) -> bytes | None:
         log.info("no metrics at %s: it is none, or not another server's", url)
         return None
     return b"".join(line + b"\n" for line in lines)
+
+
+def _read(answer: HTTPResponse, until: float) -> bytes:
+    """All of it, or a little more than `MOST`. TimeoutError where its parts come in time and all of them do not."""
+    parts, size = [], 0
+    while size <= MOST and (part := answer.read1(1 << 16)):
+        parts.append(part)
+        size += len(part)
+        if time.monotonic() > until:
+            raise TimeoutError(f"not all came in {SECONDS} s")
+    if size <= MOST and answer.length:
+        raise IncompleteRead(b"", answer.length)
+    return b"".join(parts)

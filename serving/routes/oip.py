@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from engine import __version__
 from engine.config import LimitsConfig
 from engine.data.encoder import FeatureEncoder
-from engine.data.encoding import Encoded
 from engine.deadline import Deadline
 from engine.errors import PlexrankError, RequestError
 from engine.hashing import fingerprints
@@ -135,8 +135,11 @@ def as_tensors(
     """A request's tensors as the signature has them: texts become fingerprints, FP64 what a numeric feature
     makes of it.
 
-    RequestError for too many texts, or for one that is no id; what else does not fit the scorer refuses.
+    RequestError for too many candidates or texts, or for one that is no id; what else does not fit the scorer refuses.
     """
+    n = len(given.get(CANDIDATES, ()))
+    if n > limits.items:
+        raise RequestError(f"tensor '{CANDIDATES}': {n} items are more than {limits.items}")
     tensors = {}
     for name, values in given.items():
         spec = signature.by_name.get(name)
@@ -147,7 +150,7 @@ def as_tensors(
                 raise RequestError(f"tensor '{name}' takes no {oip.BYTES}", status=400)
             tensors[name] = fingerprints(ids(values, limits, name))
         elif values.dtype == np.float64 and feature is not None and numeric:
-            tensors[name] = np.asarray(encoder.transform(feature, Encoded(values)).values)
+            tensors[name] = encoder.encode_column(name, pa.array(values)).values
         else:
             tensors[name] = values
     return tensors

@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient import http as triton
 
+from engine.config import LimitsConfig
 from engine.errors import RequestError
 from engine.hashing import fingerprints
 from serving import oip
+from serving.routes.oip import as_tensors
 from tests.serving.conftest import Running
 
 ITEMS = ["3", "1", "2", "neu-é", "7"]
@@ -159,6 +161,39 @@ def test_trailing_bytes_and_bad_lengths_are_refused() -> None:
     for body, length in ((good + b"x", len(text)), (good, len(good) + 1), (good[:-1], len(text))):
         with pytest.raises(RequestError):
             oip.read(body, str(length))
+
+
+def test_a_length_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(RequestError, match="no number of bytes"):
+        oip.read(b'{"inputs": []}', "9" * 5000)
+
+
+def test_texts_beyond_what_any_request_may_have_are_not_read() -> None:
+    count = oip.MOST_TEXTS + 1
+    text = json.dumps({"inputs": [candidates(shape=[1, count], datatype="BYTES", data=["a"] * count)]}).encode()
+    with pytest.raises(RequestError, match="texts"):
+        oip.read(text, None)
+    tensor = candidates(shape=[1, count], datatype="BYTES", data=None, parameters={"binary_data_size": 4 * count})
+    text = json.dumps({"inputs": [tensor]}).encode()
+    with pytest.raises(RequestError, match="texts"):
+        oip.read(text + bytes(4 * count), str(len(text)))
+
+
+def test_a_request_has_no_more_candidates_than_the_server_allows(server: Running) -> None:
+    served, signature = server.service.pipeline.served, server.service.scorer.signature
+    limits = LimitsConfig(items=5)
+    for values in (np.arange(6), ["a", "b", "c", "d", "e", "f"]):
+        with pytest.raises(RequestError, match=r"6 .* more than 5"):
+            as_tensors({"candidates": values}, signature, served.bundle.encoder, limits)
+    assert len(as_tensors({"candidates": np.arange(5)}, signature, served.bundle.encoder, limits)["candidates"]) == 5
+
+
+def test_a_number_reads_as_everywhere_else(server: Running) -> None:
+    """Rounded to float32 first, and what no float32 holds is missing."""
+    served, signature = server.service.pipeline.served, server.service.scorer.signature
+    values = [1995.0, 1e300, 1e30, -1.0, float("nan")]
+    found = as_tensors({"year": np.array(values)}, signature, served.bundle.encoder, LimitsConfig())
+    np.testing.assert_array_equal(found["year"], served.bundle.encoder.encode_values("year", values).values)
 
 
 @settings(max_examples=300, deadline=None)

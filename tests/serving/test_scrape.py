@@ -71,6 +71,25 @@ def test_what_are_no_metrics_of_others_is_left_out(theirs: tuple[type[Theirs], s
     assert scraped(url) is None
 
 
+def test_one_that_comes_byte_by_byte_is_not_waited_for(theirs: tuple[type[Theirs], str]) -> None:
+    """Each byte comes in time, all of them do not: it is left before the last."""
+    kind, url = theirs
+    sent = 0
+
+    def slowly(self: Theirs) -> None:
+        nonlocal sent
+        self.send_response(200)
+        self.end_headers()
+        for byte in THEIRS[:40]:
+            self.wfile.write(bytes([byte]))
+            sent += 1
+            time.sleep(scrape.SECONDS / 8)
+
+    kind.do_GET = slowly  # type: ignore[method-assign]
+    assert scraped(url) is None
+    assert sent < 40
+
+
 def test_nobody_there_is_no_metrics() -> None:
     assert scraped("http://127.0.0.1:9/metrics") is None
 
