@@ -92,7 +92,7 @@ def _detached(folder: Path, timeout: float) -> State:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOG).open("wb") as said:
         child = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "engine", *sys.argv[1:], "--foreground"],
+            [sys.executable, "-P", "-m", "engine", *sys.argv[1:], "--foreground"],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,

@@ -64,7 +64,7 @@ class Settings:
 
     def follow_command(self, url: str) -> list[str]:
         """What runs beside the server: it brings promoted bundles and a learner's deltas."""
-        command = [sys.executable, "-m", "engine", "triton", "follow", str(self.repository.resolve())]
+        command = [sys.executable, "-P", "-m", "engine", "triton", "follow", str(self.repository.resolve())]
         command += ["--models", str(self.models), "--url", url, "--state-dir", str(self.state_dir)]
         return command + (["--config", str(self.config)] if self.config else [])
 

@@ -191,6 +191,7 @@ def test_the_follower_is_started_beside_the_server_and_ended_with_it(launched: L
     follower = launched.state.follower
     command = Path(f"/proc/{follower.pid}/cmdline")
     words = launched.wait(lambda: "engine" in (said := command.read_text().split("\0")) and said)
+    assert "-P" in words, "what lies in the working directory must not stand for plexrank's own modules"
     assert words[words.index("triton") :] == [
         *("triton", "follow", str(launched.repository), "--models", str(there / "registry")),
         *("--url", launched.state.url, "--state-dir", str(there / "gateway"), ""),
