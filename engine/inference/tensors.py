@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -15,9 +15,10 @@ from engine.data.numeric import FAR
 from engine.errors import RequestError
 from engine.hashing import fingerprints
 from engine.inference.signature import CANDIDATES, LENGTHS, Signature, TensorSpec
+from engine.schema import FeatureSpec
 
-MOST_ITEMS = 2000
-"""Candidates of a request."""
+MOST_ITEMS = 20_000
+"""Candidates of a request: as many as a server may be told to allow."""
 
 
 def encode(
@@ -33,16 +34,35 @@ def encode(
     tensors = {CANDIDATES: prints}
     tensors.update((name, column.values) for name, column in encoder.encode_user(request).items())
     tensors.update((name, past) for name, (past, _) in encoder.encode_history(request.history, catalogue).items())
-    schema = encoder.schema
-    told = [f for f in schema.of_item() if items_apart or f.name in request.item_features]
-    rows = catalogue.rows_of(prints) if told else prints
-    for feature in told:
-        if not schema.names_item(feature):
+    told = [f for f in encoder.schema.of_item() if items_apart or f.name in request.item_features]
+    tensors.update(_of_items(told, request, encoder, catalogue, prints))
+    return {name: values for name, values in tensors.items() if len(values) or name == CANDIDATES}
+
+
+def of_items(
+    encoder: FeatureEncoder, catalogue: ArrowCatalogue, prints: np.ndarray, but: Container[str]
+) -> dict[str, np.ndarray]:
+    """What the catalogue says of candidates int64 [N], but for some features, as `encode` with `items_apart` does."""
+    told = [f for f in encoder.schema.of_item() if f.name not in but]
+    return _of_items(told, ScoreRequest({}, {}, []), encoder, catalogue, prints)
+
+
+def _of_items(
+    features: Sequence[FeatureSpec],
+    request: ScoreRequest,
+    encoder: FeatureEncoder,
+    catalogue: ArrowCatalogue,
+    prints: np.ndarray,
+) -> dict[str, np.ndarray]:
+    tensors = {}
+    rows = catalogue.rows_of(prints) if features else prints
+    for feature in features:
+        if not encoder.names_item(feature):
             column = encoder.of_items(feature, request, catalogue, rows, prints)
             tensors[feature.name] = column.values
             if column.offsets is not None:
                 tensors[feature.name + LENGTHS] = np.diff(column.offsets).astype(np.int32)
-    return {name: values for name, values in tensors.items() if len(values) or name == CANDIDATES}
+    return tensors
 
 
 def checked(
@@ -87,7 +107,9 @@ def _values(tensor: np.ndarray | Tensor, spec: TensorSpec) -> np.ndarray:
         if not np.isfinite(values).all():
             raise _refused(spec.name, "holds a number that is not finite; leave a feature out that is not known")
         values = np.clip(values, -FAR, FAR)
-    return np.require(values, requirements=["C", "A", "W"])  # what came over a wire may be read-only, which torch warns of
+    return np.require(
+        values, requirements=["C", "A", "W"]
+    )  # what came over a wire may be read-only, which torch warns of
 
 
 def _check_lengths(spec: TensorSpec, found: Mapping[str, np.ndarray]) -> None:

@@ -59,6 +59,7 @@ class TritonScorer(Scorer):
         self._loaded: Loaded | None = None
         self._link = Link(self.options, lambda: self._loaded)
         self._copy = Spare(InprocScorer(self.options.inproc)) if self.options.fallback == "inproc" else None
+        self._loading = threading.Lock()  # one bundle at a time
         self._changing = threading.Lock()  # one writer at a time; readers take no lock
 
     @property
@@ -93,7 +94,7 @@ class TritonScorer(Scorer):
         n = len(fit[CANDIDATES])
         if not n:
             return _nothing(loaded) | {VERSION: _text(loaded.chain.version)}
-        told = {name: values for name, values in fit.items() if len(values)}
+        told = {name: values for name, values in loaded.whole(fit).items() if len(values)}
         try:
             answer = self._link.ask(loaded, told, self._time_for(n, deadline))
         except CallFailed as failure:
@@ -163,18 +164,18 @@ class TritonScorer(Scorer):
         A server that begins with a copy of its own does not wait for long: Triton is found later. The bundle that is
         loaded already is read again without asking Triton. Deltas begin anew.
         """
-        with self._changing:
+        with self._loading:
             opened = Bundle.open(bundle, verify=self._copy is None)
             opened.check_parts()
             loaded, before = Loaded.of(opened, self.options.breaker.failures), self._loaded
-            if before is not None and before.base == loaded.base:
-                loaded = loaded.again(before)
-            else:
+            if before is None or before.base != loaded.base:
                 self._wait_for(loaded, patient=before is not None or self._copy is None)
-            if self._copy is not None:
-                self._copy.scorer.load(bundle)
-                self._copy.warm(loaded.probe)
-            self._loaded = loaded
+            with self._changing:  # only now: items and deltas do not wait for Triton
+                if self._copy is not None:
+                    self._copy.scorer.load(bundle)
+                    self._copy.warm(loaded.probe)
+                before = self._loaded
+                self._loaded = loaded.again(before) if before is not None and before.base == loaded.base else loaded
             self._link.watch()
 
     def _wait_for(self, loaded: Loaded, *, patient: bool) -> None:

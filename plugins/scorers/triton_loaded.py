@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -12,8 +13,8 @@ from engine.bundle import Bundle
 from engine.catalogue import ArrowCatalogue
 from engine.components import ScoreRequest
 from engine.hashing import fingerprints
-from engine.inference.signature import CANDIDATES, Signature
-from engine.inference.tensors import encode
+from engine.inference.signature import CANDIDATES, LENGTHS, Signature
+from engine.inference.tensors import encode, of_items
 from engine.streaming.deltas.apply import Chain
 from plugins.scorers.triton_breaker import Breaker
 
@@ -61,8 +62,20 @@ class Loaded:
     def told(self, request: ScoreRequest) -> dict[str, np.ndarray]:
         """As tensors. Where an item is new or was changed since the bundle, all items' features go along. SchemaError
         for a value that cannot be read."""
-        apart = self.changed is not None and self.changed[self.catalogue.rows(request.items)].any()
-        return encode(request, self.bundle.encoder, self.catalogue, items_apart=bool(apart))
+        apart = self.changed is not None and self._read_otherwise(fingerprints(request.items))
+        return encode(request, self.bundle.encoder, self.catalogue, items_apart=apart)
+
+    def whole(self, tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Likewise of a request that comes as tensors: with the features that it leaves to the catalogue."""
+        prints = tensors[CANDIDATES]
+        if not self._read_otherwise(prints):
+            return tensors
+        given = {name.removesuffix(LENGTHS) for name in tensors}
+        return {**of_items(self.bundle.encoder, self.catalogue, prints, given), **tensors}
+
+    def _read_otherwise(self, prints: np.ndarray) -> bool:
+        """Whether one of these items is new or was changed since the bundle."""
+        return self.changed is not None and bool(self.changed[self.catalogue.rows_of(prints)].any())
 
     def few(self) -> dict[str, np.ndarray]:
         """The least that any model of ours answers: one candidate."""

@@ -90,7 +90,7 @@ def test_histories_are_cut_and_far_numbers_brought_near() -> None:
         ({"candidates": np.arange(3, dtype=">i8")}, "tensor 'candidates': is >i8, int64 wanted"),
         ({"candidates": np.array(["a"], object)}, "tensor 'candidates': is object, int64 wanted"),
         ({"candidates": np.zeros((1, 3), np.int64)}, r"tensor 'candidates': has shape \[1, 3\], one dimension"),
-        ({"candidates": np.arange(2001)}, "tensor 'candidates': 2001 items in one request, at most 2000"),
+        ({"candidates": np.arange(20_001)}, "tensor 'candidates': 20001 items in one request, at most 20000"),
         ({"age": torch.zeros(1, dtype=torch.bfloat16)}, "tensor 'age': is bfloat16, float32 wanted"),
         ({"age": np.zeros(2, np.float32)}, "tensor 'age': has 2 values, 1 wanted"),
         ({"age": np.array([np.nan], np.float32)}, "tensor 'age': holds a number that is not finite; leave"),

@@ -252,11 +252,11 @@ def test_impatient_requests_do_not_part_the_others_from_triton(triton: TritonLik
 
 
 def test_a_request_that_is_refused_parts_nobody_from_triton(triton: TritonLike, made: Made) -> None:
-    """Beyond two thousand items the model's server refuses; the copy may score them."""
+    """Beyond twenty thousand items the model's server refuses; the copy may score them."""
     scorer = made(fallback="inproc", breaker={"failures": 1, "pause_s": 600})
-    found = scorer.score(request(2001))
+    found = scorer.score(request(20_001))
     assert found.degraded == ("triton: refused; scored by inproc",)
-    assert found.tasks["liked"].shape == (2001,)
+    assert found.tasks["liked"].shape == (20_001,)
     assert answers(scorer) == ()
 
 

@@ -27,7 +27,7 @@ from tests.scorers.triton_server import TritonLike, request
 # ---------------------------------------------------------------------------------------------------- scores
 def test_scores_are_those_of_the_scorer_in_process(triton: TritonLike, made: Any, tiny_bundle: Path) -> None:
     scorer, inproc = made(), loaded(tiny_bundle)
-    for asked in [*REQUESTS, request(2000), ScoreRequest({}, {}, ["überall", "東京"])]:
+    for asked in [*REQUESTS, request(2500), ScoreRequest({}, {}, ["überall", "東京"])]:
         found, wanted = scorer.score(asked), inproc.score(asked)
         np.testing.assert_allclose(found.tasks["liked"], wanted.tasks["liked"], atol=1e-6)
         assert (found.model, found.version, found.degraded) == (wanted.model, wanted.version, ())
@@ -228,6 +228,47 @@ def test_new_and_changed_items_travel_with_their_features(
     assert "year" in triton.asked[-1][1]
     with pytest.raises(TypeError, match="ArrowCatalogue"):
         scorer.items_changed(version, object(), None)
+
+
+def test_tensors_of_new_and_changed_items_are_answered_as_in_process(
+    triton: TritonLike, made: Any, tiny_bundle: Path
+) -> None:
+    """Triton does not know what happened to them, this side does. What a request says itself stays."""
+    scorer, inproc, opened = made(), loaded(tiny_bundle), Bundle.open(tiny_bundle)
+    catalogue, _ = grown(tiny_bundle, {"new": GIVEN, "3": {"year": 1901}})
+    for one in (scorer, inproc):
+        one.items_changed(opened.version, catalogue, None)
+    for items, given in ((["new", "3", "5"], {}), (["3", "5"], {"year": [1950, 1960]}), (["5", "6"], {})):
+        asked = ScoreRequest({"user_id": "u3"}, {"item_id": ["4"]}, items, given)
+        tensors = encode(asked, opened.encoder, opened.catalogue, items_apart=False)
+        wanted = inproc.infer(tensors)["liked"]
+        np.testing.assert_allclose(scorer.infer(tensors)["liked"], wanted, atol=1e-6)
+    assert "year" not in triton.asked[-1][1]
+
+
+def test_items_do_not_wait_for_a_bundle_that_is_on_its_way(
+    triton: TritonLike, made: Any, tiny_bundle: Path, rewrite: Rewrite
+) -> None:
+    scorer, other = made(load_timeout_s=60), rewrite(tiny_bundle, {})
+    loading = threading.Thread(target=scorer.load, args=(other,))
+    loading.start()
+    try:
+        until = time.monotonic() + 20
+        while not any(version == "3" for version, _ in triton.asked):  # it is looked for
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        catalogue, _ = grown(tiny_bundle, {"new": GIVEN})
+        told = threading.Thread(target=scorer.items_changed, args=(scorer.version, catalogue, None))
+        told.start()
+        told.join(20)
+        assert not told.is_alive()
+        assert loading.is_alive()
+        scorer.score(ScoreRequest({}, {}, ["new"]))
+        assert "year" in triton.asked[-1][1]
+    finally:
+        triton.scorers["4"] = loaded(other)
+        loading.join(60)
+    assert scorer.version == "feedc0ffee00"
 
 
 # ------------------------------------------------------------------------------------------------ explaining
