@@ -21,6 +21,7 @@ COMMANDS = (
     "delta_latency",
     "online_learning",
     "triton_serving",
+    "triton_variants",
 )
 OTHERS = ("memory_of_rows",)
 """Scripts with options of their own."""

