@@ -24,10 +24,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_whole(path: Path, contents: bytes, *, durable: bool = True) -> None:
+def write_whole(path: Path, contents: bytes, *, durable: bool = True, mode: int = 0o644) -> None:
     """A file that is there whole or not at all: written beside, synced, renamed. OSError leaves the old one.
 
-    durable: also after a power cut; without it only after the end of this process.
+    durable: also after a power cut; without it only after the end of this process. mode: who may read it, from the
+    beginning.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -36,7 +37,7 @@ def write_whole(path: Path, contents: bytes, *, durable: bool = True) -> None:
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         os.replace(name, path)
     except OSError:
         Path(name).unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ _AGAIN, _LONGEST = 1.0, 60.0
 """Seconds between two attempts to bring a version back: the first, and at most; each doubles them."""
 
 
-@cache
+@lru_cache(maxsize=64)  # versions come and go while this process stays
 def _test_of(folder: Path, changed: int) -> SelfTest:
     return SelfTest.open(folder)
 

@@ -13,6 +13,8 @@ from engine.errors import PlexrankError
 
 FOLDER = Path("/dev/shm")  # noqa: S108
 MIB = 1 << 20
+PREFIX = "plexrank-"
+"""How the names of all our servers begin."""
 _SPARE = 16
 """MiB that large requests may take beyond the first of each instance; it grows, and never shrinks."""
 
@@ -20,7 +22,7 @@ _SPARE = 16
 def prefix_of(folder: Path) -> str:
     """How all names of the server with this state folder begin; the same at each start, so that the next cleans up."""
     place = f"{socket.gethostname()}:{folder.resolve()}"
-    return f"plexrank-{hashlib.sha256(place.encode()).hexdigest()[:12]}-"
+    return f"{PREFIX}{hashlib.sha256(place.encode()).hexdigest()[:12]}-"
 
 
 def clear(prefix: str, folder: Path = FOLDER) -> int:

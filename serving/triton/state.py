@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 from engine.data.cache import default_cache
 from engine.errors import PlexrankError
 from engine.files import write_whole
+from serving.triton.shm import PREFIX
 
 FILE = "triton.json"
 Phase = Literal["starting", "ready", "restarting", "stopping", "stopped", "failed"]
@@ -114,6 +115,8 @@ class State:
             held = json.loads(path.read_bytes())
             for name in ("supervisor", "server", "follower"):
                 held[name] = held[name] and Identity(**held[name])
+            if not held["prefix"].startswith(PREFIX):
+                raise ValueError(f"shared memory {held['prefix']!r}")
             held["models"] = {m: {v: VersionState(**s) for v, s in vs.items()} for m, vs in held["models"].items()}
             return cls(**held)
         except FileNotFoundError:
@@ -123,10 +126,7 @@ class State:
 
     def write(self, folder: Path) -> None:
         """Whole or not at all; for its owner's eyes, as it holds the secret."""
-        path = folder / FILE
-        text = json.dumps(asdict(self), indent=1).encode()
-        write_whole(path, text, durable=False)
-        path.chmod(0o600)
+        write_whole(folder / FILE, json.dumps(asdict(self), indent=1).encode(), durable=False, mode=0o600)
 
     def fault(self, what: str) -> None:
         """Kept as the last one, on one line."""
