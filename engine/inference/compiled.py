@@ -11,7 +11,8 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +235,7 @@ def _exported(model: RankingModel, behind: _Behind) -> ExportedProgram:
         dims += [{0: sizes[1]}, {0: sizes[2]}, {0: sizes[0]}]
     args = given, [w.clone() for w in weights.values()]
     shapes: Any = dims, [None] * len(weights)
-    with _quiet(), torch.no_grad():
+    with _quiet(), redirect_stderr(StringIO()), torch.no_grad():  # where it fails it prints the graph
         return export(_WithWeights(behind, list(weights)), args, dynamic_shapes=shapes, strict=False)
 
 

@@ -158,7 +158,7 @@ def test_no_score_is_of_half_a_dense_part(
 
 
 def test_an_interest_that_torch_cannot_follow_is_named_and_nothing_is_left(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = DINInterest.forward
 
@@ -169,6 +169,7 @@ def test_an_interest_that_torch_cannot_follow_is_named_and_nothing_is_left(
     monkeypatch.setattr(DINInterest, "forward", peeking)
     with pytest.raises(BundleError, match=r"interest 'din' cannot be compiled: .*data-dependent.* as eager"):
         export(Wish(tiny_bundle, given={"variant": "aoti"}), tmp_path / "repository")
+    assert "def forward" not in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["repository"]
     assert [p.name for p in (tmp_path / "repository").iterdir()] == [".plexrank.lock"]
 
