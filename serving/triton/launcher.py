@@ -38,11 +38,15 @@ class Ports:
 
     @classmethod
     def chosen(cls, host: str, http: int, grpc: int, metrics: int) -> Ports:
-        """0 becomes a free one. PlexrankError names one that is taken."""
+        """0 becomes a free one. PlexrankError names one that is taken, or says that the address cannot be listened on."""
+        if ":" in host:
+            raise PlexrankError(
+                f"--host {host}: tritonserver listens on IPv4 addresses alone; 0.0.0.0 means all of them"
+            )
         with ExitStack() as held:
             numbers = []
             for name, wanted in (("http", http), ("grpc", grpc), ("metrics", metrics)):
-                sock = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+                sock = held.enter_context(socket.socket(socket.AF_INET))
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
                     sock.bind((host, wanted))
@@ -78,8 +82,7 @@ class Launch:
     @property
     def url(self) -> str:
         """Of gRPC, for processes of this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return f"{host}:{self.ports.grpc}"
+        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.ports.grpc}"  # noqa: S104
 
     def command(self) -> list[str]:
         """The server's command line; makes the folder of backends."""
@@ -156,7 +159,7 @@ class ServerProcess:
         """Asked without gRPC, which would wait for seconds after a first refusal."""
         host, _, port = self.launch.url.rpartition(":")
         with suppress(OSError):
-            socket.create_connection((host.strip("[]"), int(port)), 0.5).close()
+            socket.create_connection((host, int(port)), 0.5).close()
             return True
         return False
 

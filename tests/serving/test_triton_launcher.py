@@ -19,6 +19,7 @@ pytest.importorskip("tritonclient.grpc", reason="no client of Triton: pip instal
 from engine.errors import PlexrankError
 from serving.triton import shm
 from serving.triton.client import TritonClient, TritonError
+from serving.triton.launcher import Ports
 from tests.triton_server import IDS, MODEL, Launched, null_model
 
 
@@ -138,6 +139,13 @@ def test_a_port_that_is_taken_is_named(launched: Launched) -> None:
         code, said = launched.ends()
     assert code == 1
     assert f"port {port} of 127.0.0.1, for grpc, is taken: choose another with --grpc-port" in said
+
+
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_an_address_that_the_server_cannot_listen_on_is_refused(host: str) -> None:
+    """It would say that the port is in use."""
+    with pytest.raises(PlexrankError, match=r"--host .* listens on IPv4 addresses alone"):
+        Ports.chosen(host, 0, 0, 0)
 
 
 def test_a_full_shared_memory_is_an_error_with_its_remedy(tmp_path: Path) -> None:
