@@ -38,7 +38,7 @@ class Ports:
 
     @classmethod
     def chosen(cls, host: str, http: int, grpc: int, metrics: int) -> Ports:
-        """0 becomes a free one. PlexrankError names one that is taken, or says that the address cannot be listened on."""
+        """0 becomes a free one. PlexrankError names one that is taken, or an address that cannot be."""
         if ":" in host:
             raise PlexrankError(
                 f"--host {host}: tritonserver listens on IPv4 addresses alone; 0.0.0.0 means all of them"
