@@ -229,15 +229,19 @@ class ItemSide:
         side.model, side._recent = model, RecentVectors()
         return side
 
+    def prepare(self) -> None:
+        """Makes now what the first `renewed` would: which items read which rows. It takes the time of all items."""
+        if self._readers is None and isinstance(self.model.embedding, FrozenTables):
+            self._readers = self._all_readers()
+
     def renewed(self, changed: Mapping[str, TableRows], *, pause: bool = True) -> Self:
         """After rows of tables were written: the columns of the items that read them, and no vector of a request that
         was made of them. pause: as in `engine.streaming.deltas.apply.chunks`."""
         embedding = self.model.embedding
         if not isinstance(embedding, FrozenTables):
             return type(self)(self.model, self.encoder, self.catalogue, self.most_bytes)
-        if self._readers is None:
-            self._readers = self._all_readers()
-        for name, readers in self._readers.items():
+        self.prepare()
+        for name, readers in (self._readers or {}).items():
             part = changed.get(readers.table)
             if part is not None:
                 self._renew(name, readers.reading(part.rows, len(self.catalogue)), pause=pause)

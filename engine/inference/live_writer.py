@@ -148,6 +148,8 @@ class LiveWriter:
             )
             self._generation.write_dense(record.slot, data)
         if delta.tables:
+            if items is not None:
+                items.prepare()  # not while readers meet rows that no version names yet
             self._page.dirty = True
             write_rows(model, delta.tables, pause=False)
             view = view if items is None else replace(view, items=self._renewed(items, delta.tables))

@@ -40,17 +40,17 @@ class Hosted:
         torch.set_num_threads(threads)
         bundle = Bundle.open(version / BUNDLE, verify=False)
         self._live = Variant.read(version).open(version, live, bundle, item_vectors_mb)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._refresh, name="plexrank-refresh", daemon=True)
+        self._thread.start()
         try:
             self._runtime = Runtime(lambda: self._live.now)
             test = SelfTest.open(version)
             for _ in range(2):
                 test.run_all(self._runtime.infer)
         except BaseException:
-            self._live.close()
+            self.close()
             raise
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._refresh, name="plexrank-refresh", daemon=True)
-        self._thread.start()
 
     @classmethod
     def started(cls, args: Mapping[str, str]) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,12 +15,18 @@ import numpy as np
 import pytest
 
 from engine.bundle import Bundle, read_manifest
+from engine.bundle.tensors import load_tensors
 from engine.components import Scorer
 from engine.config_triton import TritonConfig
 from engine.data.prepare import Prepared
 from engine.errors import BundleError, ConfigError, PlexrankError, SchemaError
 from engine.hookspecs import hookimpl
+from engine.inference import live_writer
+from engine.inference.live_writer import LiveWriter
+from engine.inference.runtime import Runtime
 from engine.plugins import GROUP, Plugins
+from engine.streaming.deltas.apply import write_rows
+from engine.streaming.deltas.delta import TableRows
 from plugins.scorers.inproc import InprocScorer
 from serving.triton.config_pbtxt import ModelConfig
 from serving.triton.export import Wish, export
@@ -27,6 +34,7 @@ from serving.triton.hosted import Hosted
 from serving.triton.layout import LIVE, live_root
 from serving.triton.selftest import SelfTest
 from tests.inference.rich_world import config_of, prepared_shop, random_request
+from tests.scorers.conftest import delta
 from tests.serving.triton_world import another, asked, bundle_of, differs, scorer_of
 
 pytest.importorskip("tritonclient.grpc", reason="no client of Triton: pip install 'plexrank[triton]'")
@@ -262,6 +270,56 @@ def test_an_instance_refuses_a_version_that_scores_otherwise(bundle: Path, tmp_p
     SelfTest(test.inputs, expected, test.version, test.more).write(found.folder)
     with pytest.raises(BundleError, match="task 'click' differ by up to 3e-05"):
         Hosted(found.folder, tmp_path / "live", item_vectors_mb=64, threads=1)
+
+
+def test_an_instance_begins_while_a_first_delta_comes(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are in the shared memory before the version says so: an instance that is asked meanwhile scores by both,
+    and that is no fault of its."""
+    found, live = export(Wish(bundle), tmp_path / "repository"), tmp_path / "live"
+    state = load_tensors(bundle / "model.safetensors")
+    tables = {
+        name.removeprefix("embedding.weights."): TableRows(np.arange(len(table)), 3 * table.numpy())
+        for name, table in state.items()
+        if name.startswith("embedding.weights.")
+    }
+    written, asked_once, infer = threading.Event(), threading.Event(), Runtime.infer
+
+    def slowly(*arguments: Any, **named: Any) -> None:
+        write_rows(*arguments, **named)
+        written.set()
+        asked_once.wait(20)
+
+    def asking(runtime: Runtime, tensors: Any) -> dict[str, np.ndarray]:
+        assert written.wait(20)
+        answer = infer(runtime, tensors)
+        asked_once.set()
+        return answer
+
+    monkeypatch.setattr(live_writer, "write_rows", slowly)
+    monkeypatch.setattr(Runtime, "infer", asking)
+    with LiveWriter(live, Bundle.open(bundle), item_vectors_mb=64) as writer:
+        writing = threading.Thread(target=writer.apply, args=(delta(bundle, tables=tables),))
+        hosted: list[Hosted] = []
+        starting = threading.Thread(
+            target=lambda: hosted.append(Hosted(found.folder, live, item_vectors_mb=64, threads=1))
+        )
+        starting.start()
+        writing.start()
+        starting.join(60)
+        writing.join(60)
+        assert hosted, "it did not start"
+        hosted[0].close()
+
+
+def test_scores_that_stay_others_are_wrong() -> None:
+    answer = {"version": np.frombuffer(b"a", np.uint8), "click": np.array([0.5], np.float32)}
+    test = SelfTest({"candidates": np.array([1])}, {"click": np.array([0.6], np.float32)}, "a")
+    answers = [answer, answer, answer | {"click": np.array([0.6], np.float32)}]
+    assert test.run(lambda _: answers.pop(0)) == "a"
+    with pytest.raises(BundleError, match=r"task 'click' differ by up to 0\.1 from"):
+        test.run(lambda _: answer)
 
 
 def test_the_self_test_asks_for_all_that_may_come(bundle: Path, tmp_path: Path) -> None:
