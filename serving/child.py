@@ -21,7 +21,7 @@ try:
 except OSError as error:
     sys.exit(f"{sys.argv[3]}: {error.strerror}")
 """
-"""Asks the kernel for a signal at the parent's end (PR_SET_PDEATHSIG, which outlives exec), then becomes the command."""
+"""Asks the kernel for a signal at the parent's end (PR_SET_PDEATHSIG; exec keeps it), then becomes the command."""
 _LAST = 4000
 
 
@@ -37,10 +37,11 @@ class Child:
         words: Path,
         environment: Mapping[str, str] | None = None,
         at_parents_end: signal.Signals = signal.SIGKILL,
+        folder: Path | None = None,
     ) -> None:
         """words: file that gets all it says. OSError where it cannot be written.
 
-        environment: this process' own by default; at_parents_end: the signal that it gets then.
+        environment, folder (it works in): this process' own by default; at_parents_end: the signal that it gets then.
         """
         words.parent.mkdir(parents=True, exist_ok=True)
         self.words = words
@@ -48,6 +49,7 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), str(int(at_parents_end)), *command],
                 env=environment,
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
@@ -62,6 +64,14 @@ class Child:
     def ended(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
         return self._process.poll()
+
+    @property
+    def ending(self) -> str:
+        """The same in words; nothing while it runs."""
+        status = self.ended
+        if status is None:
+            return ""
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
     def last_words(self, lines: int = 3) -> str:
         """The end of what it said."""

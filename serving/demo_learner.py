@@ -38,7 +38,7 @@ class DemoLearner:
         self._port = free_port()
         folders = ["--models", str(out / "models"), "--state-dir", str(out / "state"), "--out", str(out / "learner")]
         how = ["--reset-to", "latest", "--metrics-port", str(self._port)]
-        command = [sys.executable, "-m", "engine", "learn", str(config), *folders, *how]
+        command = [sys.executable, "-P", "-m", "engine", "learn", str(config), *folders, *how]
         self._child = Child(command, self.words)
 
     @property
@@ -48,10 +48,8 @@ class DemoLearner:
     @property
     def trouble(self) -> str | None:
         """Why it does not learn any more, in its own words; None while it runs."""
-        ended = self._child.ended
-        if ended is None:
-            return None
-        return f"the learner ended ({_ending(ended)}): {self._child.last_words() or 'it said nothing'}"
+        ending = self._child.ending
+        return f"the learner ended ({ending}): {self._child.last_words() or 'it said nothing'}" if ending else None
 
     def wait_until_it_reads(self) -> None:
         """PlexrankError where it ends before, or takes a minute."""
@@ -76,7 +74,3 @@ class DemoLearner:
 
     def __exit__(self, *_: object) -> None:
         self._child.stop()
-
-
-def _ending(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -63,7 +63,8 @@ class Ports:
 class Launch:
     """Everything that a run depends on.
 
-    folder: of the state. control: the secret that model control needs over HTTP, and where `guarded` over gRPC too.
+    All paths are absolute. folder: of the state. control: the secret that model control needs over HTTP, and where
+    `guarded` over gRPC too.
     """
 
     wheel: Wheel
@@ -80,13 +81,18 @@ class Launch:
         return shm.prefix_of(self.folder)
 
     @property
+    def backends(self) -> Path:
+        """Also where the server works: its models' Python takes modules from there before all others."""
+        return self.folder / "backends"
+
+    @property
     def url(self) -> str:
         """Of gRPC, for processes of this machine."""
         return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.ports.grpc}"  # noqa: S104
 
     def command(self) -> list[str]:
         """The server's command line; makes the folder of backends."""
-        backends = make_backends(self.wheel, self.folder / "backends")
+        backends = make_backends(self.wheel, self.backends)
         addresses = [f"--{name}-address={self.host}" for name in ("http", "grpc", "metrics")]
         guard = f"{_CONTROLS}:{CONTROL_KEY}={self.control}"
         return [
@@ -132,7 +138,8 @@ class ServerProcess:
         if log.exists():
             log.replace(log.with_suffix(".log.1"))
         environment = server_environment(launch.wheel, launch.threads)
-        self._child = Child(launch.command(), log, environment, at_parents_end=signal.SIGTERM)
+        command = launch.command()
+        self._child = Child(command, log, environment, at_parents_end=signal.SIGTERM, folder=launch.backends)
         self.client = TritonClient(launch.url, launch.control)
         self.stubs = Stubs(self._child.pid)
         self.identity = Identity.of(self._child.pid)
@@ -140,10 +147,7 @@ class ServerProcess:
     @property
     def ended(self) -> str:
         """How, and nothing while it runs."""
-        code = self._child.ended
-        if code is None:
-            return ""
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+        return self._child.ending
 
     def wait_live(self, seconds: float, stopped: Callable[[], bool]) -> None:
         """Until it answers. PlexrankError with its last words where it ends or is silent."""

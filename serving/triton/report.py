@@ -26,8 +26,7 @@ def examine(folder: Path) -> dict[str, Any]:
     """How the server with this state is, asked just now. `ok`: it runs, and all models answer a real inference."""
     state = State.read(folder)
     if state is None or not state.supervisor.alive:
-        why = "" if state is None else f": {state.reason}" if state.reason else f" ({state.phase})"
-        return {"ok": False, "running": False, "dir": str(folder), "reason": f"{folder}: no server runs{why}"}
+        return {"ok": False, "running": False, "dir": str(folder), "reason": f"{folder}: no server runs{_why(state)}"}
     models: list[dict[str, Any]] = []
     faults = dict(state.faults)
     version = ""
@@ -58,6 +57,17 @@ def examine(folder: Path) -> dict[str, Any]:
         "followed": followed(Path(state.repository)),
         **_memory(state),
     }
+
+
+def _why(state: State | None) -> str:
+    """What is known of the end of a server that does not run."""
+    if state is None:
+        return "; run: plexrank triton up"
+    if state.reason:
+        return f": {state.reason}"
+    if state.phase == "stopped":
+        return " (stopped)"
+    return f": process {state.supervisor.pid}, which kept it, was killed while it was {state.phase}; start it again"
 
 
 def _asked(client: TritonClient, repository: Path, model: str, version: str) -> dict[str, Any]:

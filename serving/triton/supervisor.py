@@ -24,7 +24,7 @@ from serving.triton.probe import Prober
 from serving.triton.repository import find_models
 from serving.triton.state import Identity, State, only_one
 from serving.triton.stubs import end_all
-from serving.triton.wheel import find_wheel
+from serving.triton.wheel import Wheel, find_wheel
 
 log = logging.getLogger("plexrank.triton")
 
@@ -130,7 +130,14 @@ class Supervisor:
         control = given or secrets.token_urlsafe(24)
         guarded = bool(given) or is_open(wanted.host)
         return Launch(
-            wheel, wanted.repository.resolve(), wanted.folder, wanted.host, ports, control, guarded, wanted.threads
+            Wheel(wheel.folder.resolve()),
+            wanted.repository.resolve(),
+            wanted.folder.resolve(),
+            wanted.host,
+            ports,
+            control,
+            guarded,
+            wanted.threads,
         )
 
     def _start(self, launch: Launch) -> None:
@@ -247,7 +254,8 @@ class Supervisor:
         if self._follower is not None:
             if time.monotonic() - self._followed < _LONGEST:
                 return
-            fault = f"the follower ended with {self._follower.ended}: {self._follower.last_words()}"
+            said = self._follower.last_words() or "it said nothing"
+            fault = f"the follower ended with {self._follower.ending}: {said}"
             log.error("%s", fault)
             self.state.fault(fault)
         words = self.settings.folder / FOLLOW_LOG

@@ -136,7 +136,7 @@ def test_it_gives_up_a_server_that_ends_again_and_again_and_says_why(launched: L
     assert code == 1
     last = said.splitlines()[-1]
     assert (
-        "gave up: tritonserver ended 3 times in a row; the last time: tritonserver ended with exit 3: no licence"
+        "gave up: tritonserver ended 3 times in a row; the last time: tritonserver ended with exit status 3: no licence"
         in last
     )
     status = launched.command("status")
@@ -150,7 +150,9 @@ def test_nothing_outlives_a_supervisor_that_is_killed(launched: Launched) -> Non
     assert launched.process is not None
     launched.process.kill()
     launched.wait(lambda: not state.server.alive and not any(stub.alive for stub in stubs))
-    assert launched.command("status").returncode == 1
+    status = launched.command("status")
+    assert status.returncode == 1
+    assert f"process {state.supervisor.pid}, which kept it, was killed while it was ready" in status.stderr
 
 
 def test_the_next_start_ends_and_clears_what_a_killed_supervisor_left(launched: Launched) -> None:

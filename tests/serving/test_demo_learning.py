@@ -70,7 +70,7 @@ def test_a_child_is_stopped_by_its_id_even_where_it_does_not_listen(tmp_path):
     child = Child([sys.executable, "-c", deaf], tmp_path / "words")
     assert eventually(lambda: child.last_words() == "up")
     child.stop(seconds=0.2)
-    assert child.ended == -signal.SIGKILL
+    assert (child.ended, child.ending) == (-signal.SIGKILL, "signal SIGKILL")
 
 
 def test_a_child_has_a_session_of_its_own_so_that_an_interrupt_of_the_terminal_passes_it_by(tmp_path):
@@ -82,7 +82,7 @@ def test_a_child_has_a_session_of_its_own_so_that_an_interrupt_of_the_terminal_p
 def test_a_command_that_is_not_there_is_named(tmp_path):
     child = Child([str(tmp_path / "absent")], tmp_path / "words")
     assert eventually(lambda: child.ended is not None)
-    assert child.ended == 1
+    assert (child.ended, child.ending) == (1, "exit status 1")
     assert child.last_words() == f"{tmp_path / 'absent'}: No such file or directory"
 
 

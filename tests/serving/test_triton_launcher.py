@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -65,6 +67,23 @@ def test_a_detached_server_answers_is_seen_by_another_shell_and_leaves_nothing(l
     assert shm.regions(seen["shm_prefix"]) == []
     assert launched.command("status").returncode == 1
     assert "no server runs" in launched.command("down").stdout
+
+
+def test_what_lies_in_the_working_directory_is_no_module_of_the_models(triton_wheel: Any, tmp_path: Path) -> None:
+    """`numbers` is one of Python's own, which numpy imports."""
+    null_model(tmp_path / "repository")
+    (tmp_path / "numbers.py").write_text("raise SystemExit('of the working directory')\n")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-P", "-m", "engine", "triton", *words, "--dir", "state", "--json"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+
+    try:
+        up = run("up", "repository", *(f"--{name}-port=0" for name in ("http", "grpc", "metrics")))
+        assert up.returncode == 0, up.stderr
+        assert json.loads(up.stdout)["models"] == {"null": {"1": "null-1"}}
+    finally:
+        assert run("down").returncode == 0
 
 
 def test_a_broken_model_is_named_and_a_wrong_one_unloaded_while_the_others_serve(launched: Launched) -> None:
