@@ -8,7 +8,7 @@ import threading
 class Breaker:
     """Of one bundle. Closed, it names the place, Triton's version of the bundle; open, why no call is made.
 
-    It opens after so many failures in a row, or at once, and closes only by `mend`. Safe from many threads.
+    It opens after so many failures in a row, and closes only by `mend`. Safe from many threads.
     """
 
     def __init__(self, failures: int) -> None:
@@ -33,14 +33,14 @@ class Breaker:
         """A call went well: what failed before it does not count."""
         self._failed = 0
 
-    def failed(self, reason: str, *, at_once: bool = False) -> bool:
+    def failed(self, reason: str) -> bool:
         """A call failed -> whether that opened it."""
         with self._lock:
             self._why = reason
             if self._place is None:
                 return False
             self._failed += 1
-            if not at_once and self._failed < self._most:
+            if self._failed < self._most:
                 return False
             self._place = None
             return True

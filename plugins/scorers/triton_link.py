@@ -24,6 +24,8 @@ _PROBE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
 _ELSEWHERE = ("not deployed", "other bundle")
 """Failures of one replica among several that the next may not have."""
+_NEWEST = ""
+"""In place of a version's number."""
 
 
 class Link:
@@ -76,15 +78,22 @@ class Link:
         self._counts.stood_in()
 
     def _asked(self, loaded: Loaded, place: str, tensors: Mapping[str, np.ndarray], timeout: float) -> Answer:
-        """By the version that has the bundle; where that one is gone, by another that has it too, in the same time."""
+        """By the version that has the bundle; where that one is gone, by another that has it too, in the same time. At
+        last by the newest, whatever its number: replicas that began at different times number a bundle differently."""
         until = time.monotonic() + timeout
         try:
             return self._called(loaded, place, tensors, timeout)
         except CallFailed as failure:
-            moved = self._moved(loaded, place, until) if failure.reason in _ELSEWHERE else None
-            if moved is None:
+            if failure.reason not in _ELSEWHERE:
                 raise
-            return self._call(loaded, moved, tensors, until - time.monotonic())
+            first = failure
+        for version in (self._moved(loaded, place, until), _NEWEST):
+            try:
+                if version is not None:
+                    return self._call(loaded, version, tensors, until - time.monotonic())
+            except CallFailed as failure:
+                log.debug("Triton: %s: %s", failure.reason, failure)
+        raise first
 
     def _moved(self, loaded: Loaded, gone: str, until: float) -> str | None:
         """The version that has the bundle now: one that was rolled back to is deployed once more, as the newest, and

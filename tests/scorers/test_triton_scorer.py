@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,22 @@ def test_another_name_in_triton(triton: TritonLike, made: Any, tiny_bundle: Path
     with pytest.raises(BundleError, match=r"as 'tiny'.*unknown model: 'tiny'"):
         made(load_timeout_s=0.1)
     assert made(model="films").score(request(2)).model == "tiny"
+
+
+def test_replicas_may_number_a_bundle_each_in_its_way(
+    triton: TritonLike, made: Any, tiny_bundle: Path, rewrite: Rewrite
+) -> None:
+    """One of them began later, when other bundles had been and gone. Each call goes to the next replica."""
+    scorer, other, turn = made(), loaded(rewrite(tiny_bundle, {})), count()
+    ours = triton.scorers["3"]
+    numbered = [{"2": other, "3": ours}, {"1": ours}, {"3": other, "4": ours}]
+
+    def next_replica(context: Any) -> None:
+        triton.scorers = numbered[next(turn) % len(numbered)]
+
+    triton.before = next_replica
+    for _ in range(30):
+        assert scorer.score(request(2)).version == ours.version
 
 
 # -------------------------------------------------------------------------------------------- deltas and items

@@ -97,7 +97,8 @@ class TritonLike(pb_grpc.GRPCInferenceServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         self.remaining.append(context.time_remaining())
         self.before(context)
-        scorer = self.scorers.get(request.model_version)
+        newest = max(self.scorers, key=int, default="")
+        scorer = self.scorers.get(request.model_version or newest)
         if scorer is None:
             code, words = self.absent
             context.abort(code, f"Request for unknown model: '{self.model}' version {request.model_version} {words}")
