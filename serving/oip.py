@@ -286,11 +286,6 @@ def _texts(name: str, count: int, data: memoryview) -> list[str]:
         raise _malformed(f"input '{name}' holds bytes that are not UTF-8") from None
 
 
-def datatype_of(values: np.ndarray) -> str:
-    """The protocol's name of an array's type."""
-    return _NAMES[values.dtype.newbyteorder("<")]
-
-
 def described(specs: Sequence[Any]) -> list[TensorMetadata]:
     """A signature's tensors (name, datatype) as the protocol describes them."""
     return [TensorMetadata(spec.name, spec.datatype, [-1, -1]) for spec in specs]
