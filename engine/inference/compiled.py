@@ -261,8 +261,7 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _own_cache(place: Path) -> Iterator[None]:
-    """Nothing of a compilation is left but its package, and what torch keeps for the next one in a cache of its own: what
-    the compiler made of torch's headers."""
+    """Nothing of a compilation is left but its package; torch's own cache keeps what the compiler made of headers."""
     from torch._inductor.utils import fresh_cache
 
     with fresh_cache(dir=str(place)):
