@@ -17,7 +17,7 @@ from engine.streaming.deltas.delta import Delta, parsed
 from serving.triton.client import TritonClient
 from serving.triton.config_pbtxt import ModelConfig
 from serving.triton.deploy import deploy
-from serving.triton.export import Wish
+from serving.triton.export import Wish, held_by
 from serving.triton.layout import BUNDLE, CONFIG, live_root, version_numbers
 from serving.triton.variant import Variant
 
@@ -83,7 +83,12 @@ class TritonTarget:
             self._now().begin_anew()
 
     def apply(self, delta: Delta) -> None:
-        """As `Scorer.apply`."""
+        """As `Scorer.apply`, to the newest version that has the bundle: somebody may have deployed it once more, with
+        other settings; as that one has no deltas yet, DeltaGap brings them all."""
+        base = parsed(self.version)[0]
+        newest = version_numbers(self.repository / self.model)[-1:]
+        if newest and newest[0] != self.number and held_by(self.repository / self.model / str(newest[0])) == base:
+            self._write_to(newest[0])
         self._now().apply(delta)
 
     def beat(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from engine.bundle.tensors import load_tensors
 from engine.components import Scorer
 from engine.config_triton import TritonConfig
 from engine.data.prepare import Prepared
-from engine.errors import BundleError, ConfigError, PlexrankError, SchemaError
+from engine.errors import BundleError, ConfigError, DeltaGap, PlexrankError, SchemaError
 from engine.hookspecs import hookimpl
 from engine.inference import live_writer
 from engine.inference.live_writer import LiveWriter
@@ -28,11 +29,13 @@ from engine.plugins import GROUP, Plugins
 from engine.streaming.deltas.apply import write_rows
 from engine.streaming.deltas.delta import TableRows
 from plugins.scorers.inproc import InprocScorer
+from serving.triton.client import TritonClient
 from serving.triton.config_pbtxt import ModelConfig
 from serving.triton.export import Wish, export
 from serving.triton.hosted import Hosted
 from serving.triton.layout import LIVE, live_root
 from serving.triton.selftest import SelfTest
+from serving.triton.target import TritonTarget
 from tests.inference.rich_world import config_of, prepared_shop, random_request
 from tests.scorers.conftest import delta
 from tests.serving.triton_world import another, asked, bundle_of, differs, scorer_of
@@ -311,6 +314,23 @@ def test_an_instance_begins_while_a_first_delta_comes(
         writing.join(60)
         assert hosted, "it did not start"
         hosted[0].close()
+
+
+def test_a_bundle_that_was_deployed_once_more_gets_the_deltas(bundle: Path, plugins: Plugins, tmp_path: Path) -> None:
+    """By hand, with other settings, while a process follows a learner: it is the newest version that answers."""
+    repository = tmp_path / "repository"
+    export(Wish(bundle), repository)
+    steps = [delta(bundle, n) for n in (1, 2, 3)]
+    with TritonClient("127.0.0.1:1") as client, closing(TritonTarget(repository, "shop", client, plugins)) as target:
+        target.apply(steps[0])
+        target.apply(steps[1])
+        assert (target.number, target.version) == (1, steps[1].version)
+        assert export(Wish(bundle, given={"tolerance": 0.001}), repository).number == 2
+        with pytest.raises(DeltaGap):
+            target.apply(steps[2])
+        for step in steps:
+            target.apply(step)
+        assert (target.number, target.version) == (2, steps[2].version)
 
 
 def test_scores_that_stay_others_are_wrong() -> None:
