@@ -29,7 +29,7 @@ test: lint  ## lint, types and every test
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
-	@$(BIN)/mypy engine
+	@$(BIN)/mypy engine plugins serving models
 
 format: $(STAMP)  ## let ruff write
 	@$(BIN)/ruff check -q --fix .

@@ -28,6 +28,8 @@ class DCNv2Ranker(Ranker):
         rank: int = Field(0, ge=0, description="rank of the crosses' matrices U V; 0: full")
         structure: Literal["stacked", "parallel"] = Field("parallel", description="deep after the crosses or beside")
 
+    options: Options
+
     def __init__(self, inputs: InputSpec, tasks: Sequence[str], options: Options) -> None:
         super().__init__(inputs, tasks, options)
         self.crosses = nn.ModuleList(Cross(inputs.width, options.rank) for _ in range(options.crosses))

@@ -48,7 +48,7 @@ class DeepFMRanker(Ranker):
 
 def pair_products(vectors: Tensor) -> Tensor:
     """Sum over all pairs i < j of v_i * v_j, elementwise: [N, F, K] -> [N, K], in O(F)."""
-    made: Tensor = _PairProducts.apply(vectors)  # type: ignore[no-untyped-call]
+    made: Tensor = _PairProducts.apply(vectors)
     return made
 
 

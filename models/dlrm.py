@@ -56,7 +56,7 @@ class DLRMRanker(Ranker):
 
     def products(self, vectors: Tensor) -> Tensor:
         """Inner products of all pairs i < j: [N, F, K] -> [N, F (F - 1) / 2]."""
-        found: Tensor = _Products.apply(vectors, self.pairs, self.pair_of)  # type: ignore[no-untyped-call]
+        found: Tensor = _Products.apply(vectors, self.pairs, self.pair_of)
         return found
 
 

@@ -28,8 +28,9 @@ class MMoERanker(Ranker):
 
     def __init__(self, inputs: InputSpec, tasks: Sequence[str], options: Options) -> None:
         super().__init__(inputs, tasks, options)
-        self.experts = nn.ModuleList(MLP(inputs.width, options) for _ in range(options.experts))
-        width = self.experts[0].output_dim
+        experts = [MLP(inputs.width, options) for _ in range(options.experts)]
+        self.experts = nn.ModuleList(experts)
+        width = experts[0].output_dim
         self.gates = nn.ModuleList(nn.Linear(inputs.width, options.experts) for _ in tasks)
         self.towers = nn.ModuleList(MLP(width, options, options.tower, out=1) for _ in tasks)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,8 @@ class DINInterest(WeighedHistory):
         max_history: int = Field(100, gt=0, description="newest items kept")
         scale: float = Field(1.0, gt=0, description="the network's output times this is the weight")
 
+    options: Options
+
     def __init__(self, dim: int, options: Options) -> None:
         super().__init__(dim, options)
         widths = (4 * dim, *options.hidden, 1)
@@ -58,7 +60,7 @@ class DINInterest(WeighedHistory):
     def _weights(self, targets: Tensor, history: Tensor, pairs: ragged.Pairs) -> Tensor:
         """targets [N, D], history [T, D] -> weights [P]."""
         by_item, by_target, by_product = self._first_layer()
-        bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
+        bias = torch.addmm(self._linears()[0].bias, targets, by_target.T)
         items = pairs.items(history)
         products = items * ragged.repeat(targets, pairs)
         if torch.compiler.is_exporting():  # compiled code gathers while it adds: one product a history item is enough
@@ -95,7 +97,7 @@ class DINInterest(WeighedHistory):
     ) -> Tensor:
         """One user: targets [N, D], items [H, D], what `_first_layer` gave -> weights [N, H]."""
         by_item, by_target, by_product = first
-        bias = torch.addmm(self.layers[0].bias, targets, by_target.T)
+        bias = torch.addmm(self._linears()[0].bias, targets, by_target.T)
         read = torch.addcmul(by_item, by_product, targets.unsqueeze(1))  # [N, hidden, D]
         x = linear(items, read.flatten(0, 1), bias.flatten()).view(-1, bias.shape[1])  # [H, N * hidden] before
         return self._behind_first_layer(x, activations, linear).view(len(items), len(targets)).T
@@ -114,9 +116,12 @@ class DINInterest(WeighedHistory):
         activations = [a.for_blocks() if isinstance(a, Dice) and not a.training else a for a in self.activations]
         return self._first_layer(), activations
 
+    def _linears(self) -> list[nn.Linear]:
+        return cast("list[nn.Linear]", list(self.layers))
+
     def _first_layer(self) -> tuple[Tensor, Tensor, Tensor]:
         """(A + C, B - C, M), each [hidden, D]."""
-        a, b, c, m = self.layers[0].weight.split(self.dim, dim=1)
+        a, b, c, m = self._linears()[0].weight.split(self.dim, dim=1)
         return a + c, b - c, m
 
     def _behind_first_layer(
@@ -126,7 +131,7 @@ class DINInterest(WeighedHistory):
         linear: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Sums of the first layer [P, hidden] -> one number a pair [P]."""
-        *hidden, last = self.layers[1:]
+        *hidden, last = self._linears()[1:]
         *inner, outer = activations
         for activation, layer in zip(inner, hidden, strict=True):
             x = linear(activation(x), layer.weight, layer.bias)
@@ -140,7 +145,9 @@ class DINInterest(WeighedHistory):
 
 
 def _activation(name: str, width: int) -> nn.Module:
-    return {"dice": Dice, "prelu": nn.PReLU, "relu": lambda _: nn.ReLU()}[name](width)
+    if name == "relu":
+        return nn.ReLU()
+    return Dice(width) if name == "dice" else nn.PReLU(width)
 
 
 @hookimpl

@@ -23,6 +23,8 @@ class MeanInterest(InterestModel):
     class Options(PluginOptions):
         max_history: int = Field(100, gt=0, description="newest items kept")
 
+    options: Options
+
     def forward(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
         history = ragged.newest(history, self.options.max_history)
         return ragged.mean(history).index_select(0, user_of_target)

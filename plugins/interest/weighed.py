@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ _PAIRS_OF_A_USER = 1000
 
 class WeighedHistory(InterestModel):
     """Base of models that weigh the items of a history for a target; an option `max_history` bounds its length."""
+
+    options: Any  # a subclass's own
 
     def forward(self, targets: Tensor, history: JaggedTensor, user_of_target: Tensor) -> Tensor:
         history = self._newest(history)

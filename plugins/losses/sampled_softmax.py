@@ -30,6 +30,8 @@ class SampledSoftmax(Loss):
     class Options(PluginOptions):
         logq: bool = Field(True, description="correct for the sampling probability, where the sampler tells it")
 
+    options: Options
+
     def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, **context: Tensor) -> Tensor:
         users, columns = logits.shape
         if not users:

@@ -49,14 +49,14 @@ class ExactRetriever(Retriever):
     def upsert(self, ids: np.ndarray, vectors: np.ndarray) -> None:
         ids, fresh = self._checked(ids, vectors)
         with self._writing:
-            before, vectors = self._snapshot
+            before, held = self._snapshot
             rows, used = before.without(ids).with_more(ids), len(before)
-            if len(rows) > len(vectors):
+            if len(rows) > len(held):
                 wider = torch.empty(len(rows) + len(rows) // 2, self.dim)
-                wider[:used] = vectors[:used]
-                vectors = wider
-            vectors[used : len(rows)] = fresh
-            self._publish(rows, vectors)
+                wider[:used] = held[:used]
+                held = wider
+            held[used : len(rows)] = fresh
+            self._publish(rows, held)
 
     def delete(self, ids: np.ndarray) -> None:
         with self._writing:

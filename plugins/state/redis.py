@@ -101,7 +101,7 @@ class RedisStateStore(StateStore):
         with self._redis.pipeline() as pipe:
             for _ in range(_RETRIES):
                 try:
-                    pipe.watch(key)  # type: ignore[no-untyped-call]
+                    pipe.watch(key)
                     state = change(unpack(user, pipe.get(key)))  # type: ignore[arg-type]
                     pipe.multi()
                     self._store(pipe, state)
