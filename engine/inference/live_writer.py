@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from engine.streaming.deltas.delta import Delta, TableRows
 from engine.streaming.deltas.encoder_delta import apart
 from engine.streaming.learning.recalibration import apart as without_calibration
 from engine.training.calibration import Calibration
+
+log = logging.getLogger("plexrank.inference")
 
 _EMBEDDING = "embedding."
 
@@ -79,6 +82,11 @@ class LiveWriter:
     def version(self) -> str:
         """What the folder's readers score with, or will in a moment."""
         return self._view.version
+
+    @property
+    def in_place(self) -> bool:
+        """False where the folder was removed: what is written would reach nobody, and `apply` refuses it."""
+        return self._page.in_place
 
     @property
     def chain(self) -> Chain:
@@ -215,15 +223,21 @@ class LiveWriter:
 
     # ---------------------------------------------------------------------------------------------- helpers
     def _take_up(self) -> None:
-        """Goes on where the writer before ended; from the bundle where that one was stopped while it wrote."""
+        """Goes on where the writer before ended; from the bundle where that one was stopped while it wrote, or where
+        its generation is damaged."""
         page = StatePage.open(self.folder, self.bundle, writable=True)
         if page is None:
             raise PlexrankError(f"{self.folder}: the live memory was removed while it was opened; try again")
         self._page, self._record = page, page.read()
         page.beat()
         remove_others(self.folder, self._record.generation)
-        self._generation = Generation.open(generation_path(self.folder, self._record.generation), writable=True)
         record = self._record
+        try:
+            self._generation = Generation.open(generation_path(self.folder, record.generation), writable=True)
+        except PlexrankError as error:
+            log.warning("begins anew: %s", error)
+            self._begin_anew()
+            return
         data = self._generation.read_dense(record.slot, record.dense_bytes, record.dense_crc)
         if page.dirty or data is None:
             self._begin_anew()
@@ -236,7 +250,7 @@ class LiveWriter:
     def _check_held(self) -> None:
         if self._lock.closed:
             raise PlexrankError(f"{self.folder}: this writer is closed")
-        if not self._page.in_place:
+        if not self.in_place:
             raise PlexrankError(f"{self.folder}: the live memory was removed: start the writer again")
 
 

@@ -84,11 +84,14 @@ class TritonTarget:
 
     def apply(self, delta: Delta) -> None:
         """As `Scorer.apply`, to the newest version that has the bundle: somebody may have deployed it once more, with
-        other settings; as that one has no deltas yet, DeltaGap brings them all."""
+        other settings, or removed its memory. As that one has no deltas then, DeltaGap brings them all."""
         base = parsed(self.version)[0]
         newest = version_numbers(self.repository / self.model)[-1:]
         if newest and newest[0] != self.number and held_by(self.repository / self.model / str(newest[0])) == base:
             self._write_to(newest[0])
+        elif self.number is not None and not self._now().in_place:
+            log.warning("%s: the live memory of version %d was removed: it begins anew", self.model, self.number)
+            self._write_to(self.number)
         self._now().apply(delta)
 
     def beat(self) -> None:

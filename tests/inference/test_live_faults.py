@@ -339,3 +339,5 @@ def test_a_file_that_was_cut_off_is_named_or_made_anew(bundle: Bundle, tmp_path:
         return
     with pytest.raises(PlexrankError, match=str(tmp_path)):
         LiveModel.open(tmp_path, bundle)
+    with LiveWriter(tmp_path, bundle):
+        check_equal(LiveModel.open(tmp_path, bundle), loaded(bundle.path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def chain(world: World) -> list[Delta]:
             tables=rows_of(weights, n),
             dense=dense_of(weights, 1 + n / 500) if n % 10 == 0 else {},
         )
-        for n in range(1, DELTAS + 2)
+        for n in range(1, DELTAS + 3)
     ]
 
 
@@ -204,6 +205,20 @@ def test_it_waits_for_a_promotion_and_a_triton(tmp_path: Path, world: World) -> 
 
 def _few(world: World) -> dict[str, np.ndarray]:
     return {"candidates": world.bundle.catalogue.prints[:3]}
+
+
+def test_live_memory_that_was_removed_is_made_anew_and_filled(
+    world: World, client: TritonClient, chain: list[Delta]
+) -> None:
+    """Instances score on with what they have mapped; the next delta brings the whole chain."""
+    shutil.rmtree(world.folder / "repository-live" / "shop" / "1")
+    assert answered(client.infer("shop", _few(world))) == chain[DELTAS].version
+    world.publisher.publish(chain[DELTAS + 1])
+    until(lambda: answered(client.infer("shop", _few(world))) == chain[DELTAS + 1].version, "the next delta")
+    scorer = scorer_of(world.a)
+    for one in chain:
+        scorer.apply(one)
+    scores_are(client, world, scorer)
 
 
 def test_what_is_promoted_takes_over_and_a_rollback_too(world: World, client: TritonClient, chain: list[Delta]) -> None:
