@@ -22,6 +22,7 @@ log = logging.getLogger("plexrank.triton")
 _SHORTEST_CALL = 0.0005
 _PROBE_SECONDS = 2.0
 _LOOK_SECONDS = 0.2
+_NEWER_SECONDS = 2.0
 _ELSEWHERE = ("not deployed", "other bundle")
 """Failures of one replica among several that the next may not have."""
 _NEWEST = ""
@@ -168,7 +169,8 @@ class Link:
         raise CallFailed(reason, "; ".join(map(str, held)) or f"no version of '{model}' is ready")
 
     def watch(self) -> None:
-        """From now on a thread looks for the bundle that is loaded, now and then, while Triton is left alone."""
+        """From now on a thread looks for the bundle that is loaded: now and then while Triton is left alone, and
+        seldom else, as it may have been deployed once more and a learner's deltas reach the newest version only."""
         if self._watcher is None:
             self._watcher = threading.Thread(target=self._watch, name="plexrank-triton", daemon=True)
             self._watcher.start()
@@ -177,14 +179,15 @@ class Link:
     def _watch(self) -> None:
         while not self._ended.is_set():
             loaded = self._now()
-            if loaded is None or loaded.breaker.place is not None:
-                self._broken.wait()
-                self._broken.clear()
-            elif not self._ended.wait(self.options.breaker.pause_s):
-                try:
+            try:
+                if loaded is None or loaded.breaker.place is not None:
+                    if not self._broken.wait(_NEWER_SECONDS) and loaded is not None:
+                        self._look_for_newer(loaded)
+                    self._broken.clear()
+                elif not self._ended.wait(self.options.breaker.pause_s):
                     self._look_again(loaded)
-                except Exception:
-                    log.exception("Triton could not be looked for")
+            except Exception:
+                log.exception("Triton could not be looked for")
 
     def _look_again(self, loaded: Loaded) -> None:
         try:
@@ -197,6 +200,18 @@ class Link:
         else:
             loaded.breaker.mend(place)
             log.info("Triton is asked again: version %s of '%s'", place, self.model(loaded))
+
+    def _look_for_newer(self, loaded: Loaded) -> None:
+        """Where Triton has a newer version than the one that is asked: whether the bundle is in that one too."""
+        place = loaded.breaker.place
+        try:
+            if place is not None and self._client.versions(self.model(loaded), _PROBE_SECONDS)[:1] != [place]:
+                found = self._found(loaded, _PROBE_SECONDS)
+                if found != place and loaded.breaker.place == place:
+                    loaded.breaker.mend(found)
+                    log.info("version %s of '%s' is asked from now on", found, self.model(loaded))
+        except CallFailed as failure:
+            log.debug("Triton: %s: %s", failure.reason, failure)
 
     def close(self) -> None:
         """Ends the thread and the connection."""

@@ -300,6 +300,25 @@ def test_a_version_that_makes_way_for_another_of_its_bundle_costs_no_answer(
         assert answer.degraded == ()
 
 
+def test_a_bundle_that_is_deployed_once_more_is_asked_for_at_its_newest_number(
+    triton: TritonLike, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltas reach that one only, and the older may stay for long."""
+    monkeypatch.setattr("plugins.scorers.triton_link._NEWER_SECONDS", 0.05)
+    scorer, before = made(), triton.scorers
+    triton.scorers = {"3": before["3"], "4": before["3"]}
+    try:
+
+        def asked() -> str:
+            triton.forget()
+            assert scorer.score(request(3)).degraded == ()
+            return next(version for version, tensors in triton.asked if "user_id" in tensors)
+
+        until(lambda: asked() == "4")
+    finally:
+        triton.scorers = before
+
+
 def test_a_bundle_that_is_gone_altogether_is_looked_for_within_the_requests_time(
     triton: TritonLike, made: Made
 ) -> None:
