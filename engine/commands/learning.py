@@ -74,7 +74,7 @@ def learn(
     start, end = None if begin is None else _said(start_of, begin, "--from"), _said(until_of, until, "--until")
     if loaded.learning.group is not None and (start is not None or end not in ("live", "end")):
         raise typer.BadParameter(
-            "a group learns each partition from where it left it, live or up to the end; one of another name begins anew",
+            "a group learns each partition from where it left it, live or up to the end; another name begins anew",
             param_hint="--from" if start is not None else "--until",
         )
     plugins = installed()
