@@ -13,9 +13,12 @@ from pathlib import Path
 
 from engine.doctor.triton import BINARY, wheel_folder
 from engine.errors import PlexrankError
+from engine.files import sha256
 
 NAME, VERSION = "nvidia-pytriton", "0.7.0"
 """Carries tritonserver 2.51.0 with the python backend, for Linux on x86-64 with glibc 2.35 or newer."""
+SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
+"""Of its one wheel: pip takes no other, wherever it comes from."""
 _INFO = f"nvidia_pytriton-{VERSION}.dist-info"
 
 
@@ -60,7 +63,7 @@ def find_wheel(folder: Path | None = None) -> Wheel:
 
 
 def install_wheel(folder: Path | None = None, file: Path | None = None) -> tuple[Wheel, bool]:
-    """Brings the pinned version with pip, as a whole or not at all -> (wheel, whether it was brought now).
+    """Brings the pinned version, by its sha256, with pip, as a whole or not at all -> (wheel, whether it was brought now).
 
     file: the wheel itself, for a machine without a package index. PlexrankError with pip's last line.
     """
@@ -75,7 +78,18 @@ def install_wheel(folder: Path | None = None, file: Path | None = None) -> tuple
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _pip(["--target", str(scratch / "wheel"), *(_from_file(file) if file else [f"{NAME}=={VERSION}"])])
+        wanted = scratch / "requirements.txt"
+        wanted.write_text(f"{_from_file(file) if file else f'{NAME}=={VERSION}'} --hash=sha256:{SHA256}\n")
+        _pip(
+            [
+                "--target",
+                str(scratch / "wheel"),
+                "--require-hashes",
+                "-r",
+                str(wanted),
+                *(["--no-index"] if file else []),
+            ]
+        )
         find_wheel(scratch / "wheel")
         if folder.exists():
             folder.rmdir()
@@ -85,14 +99,19 @@ def install_wheel(folder: Path | None = None, file: Path | None = None) -> tuple
     return find_wheel(folder), True
 
 
-def _from_file(file: Path) -> list[str]:
+def _from_file(file: Path) -> str:
+    """As a requirement."""
     if not file.is_file():
         raise PlexrankError(
             f"{file}: no such file; on a machine with an index: pip download --no-deps {NAME}=={VERSION}"
         )
     if not re.fullmatch(rf"nvidia_pytriton-{re.escape(VERSION)}-.*\.whl", file.name):
         raise PlexrankError(f"{file}: not the wheel of {NAME} {VERSION}, nvidia_pytriton-{VERSION}-*.whl")
-    return ["--no-index", str(file.resolve())]
+    if sha256(file) != SHA256:
+        raise PlexrankError(
+            f"{file}: not the wheel of {NAME} {VERSION} that was tested: its sha256 is another; refused"
+        )
+    return f"{NAME} @ {file.resolve().as_uri()}"
 
 
 def _pip(arguments: list[str]) -> None:
@@ -103,5 +122,7 @@ def _pip(arguments: list[str]) -> None:
     if run.returncode == 0:
         return
     said = [line for line in (run.stderr + run.stdout).splitlines() if line.strip()] or [f"pip ended {run.returncode}"]
+    if any("DO NOT MATCH THE HASHES" in line for line in said):
+        raise PlexrankError(f"what the index gives for {NAME} {VERSION} is not the wheel that was tested; refused")
     remedy = "run: python -m ensurepip" if "No module named pip" in said[-1] else "offline: --wheel FILE"
     raise PlexrankError(f"{NAME} {VERSION} could not be installed: {said[-1].strip()} ({remedy})")

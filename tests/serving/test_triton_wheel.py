@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from engine.doctor import examine_services
 from engine.errors import PlexrankError
-from serving.triton import backends, environment
+from engine.files import sha256
+from serving.triton import backends, environment, wheel
 from serving.triton.backends import library_folder, make_backends
 from serving.triton.environment import server_environment
 from serving.triton.wheel import BINARY, VERSION, Wheel, find_wheel, install_wheel
@@ -53,14 +55,42 @@ def install(*more: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=Path(__file__).parents[2], **run)  # type: ignore[call-overload, no-any-return]
 
 
-def test_a_wheel_on_disk_is_installed_once_without_an_index(tmp_path: Path) -> None:
-    file = wheel_file(tmp_path / "download")
-    goal = {"PLEXRANK_TRITON": str(tmp_path / "a" / "triton"), "PIP_INDEX_URL": "http://127.0.0.1:1/"}
-    first = install("--wheel", str(file), **goal)
-    assert (first.returncode, first.stdout) == (0, f"{tmp_path}/a/triton: nvidia-pytriton {VERSION}\n"), first.stderr
-    again = install(**goal)
-    assert (again.returncode, again.stdout) == (0, f"{tmp_path}/a/triton: nvidia-pytriton {VERSION} (was there)\n")
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["triton"]
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a wheel that stands for the tested one."""
+
+    def made(**options: Any) -> Path:
+        file = wheel_file(tmp_path / "download", **options)
+        monkeypatch.setattr(wheel, "SHA256", sha256(file))
+        return file
+
+    return made
+
+
+def test_a_wheel_on_disk_is_installed_once_without_an_index(
+    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = tmp_path / "a" / "triton"
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:1/")
+    assert install_wheel(goal, small()) == (Wheel(goal), True)
+    assert [p.name for p in goal.parent.iterdir()] == ["triton"]
+    again = install(PLEXRANK_TRITON=str(goal))
+    assert (again.returncode, again.stdout) == (0, f"{goal}: nvidia-pytriton {VERSION} (was there)\n")
+
+
+def test_a_wheel_of_another_content_is_refused(tmp_path: Path) -> None:
+    failed = install("--wheel", str(wheel_file(tmp_path / "download")), "--dir", str(tmp_path / "triton"))
+    assert failed.returncode == 1
+    assert "not the wheel of nvidia-pytriton 0.7.0 that was tested: its sha256 is another" in failed.stderr
+    assert not (tmp_path / "triton").exists()
+
+
+def test_an_index_with_another_content_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(wheel_file(tmp_path / "links").parent))):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PlexrankError, match=r"what the index gives .* is not the wheel that was tested"):
+        install_wheel(tmp_path / "triton")
+    assert not (tmp_path / "triton").exists()
 
 
 def test_an_index_that_does_not_answer_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -99,22 +129,22 @@ def test_another_version_that_is_there_is_not_overwritten(tmp_path: Path) -> Non
             function(folder)
 
 
-def test_the_backend_gets_the_stub_of_the_python_that_runs(tmp_path: Path) -> None:
-    wheel, _ = install_wheel(tmp_path / "triton", wheel_file(tmp_path / "download"))
-    assert wheel.pythons == ["3.8", RUNNING]
+def test_the_backend_gets_the_stub_of_the_python_that_runs(tmp_path: Path, small: Callable[..., Path]) -> None:
+    found, _ = install_wheel(tmp_path / "triton", small())
+    assert found.pythons == ["3.8", RUNNING]
     for _ in range(2):  # the links of an earlier start are replaced
-        folder = make_backends(wheel, tmp_path / "backends")
+        folder = make_backends(found, tmp_path / "backends")
     links = {p.name: p.resolve() for p in (folder / "python").iterdir()}
-    stubs = wheel.tree / "python_backend_stubs"
+    stubs = found.tree / "python_backend_stubs"
     assert links["triton_python_backend_stub"] == stubs / RUNNING / "triton_python_backend_stub"
     assert sorted(links) == ["libtriton_python.so", "triton_python_backend_stub", "triton_python_backend_utils.py"]
     assert all(goal.is_file() for goal in links.values())
 
 
-def test_a_python_that_the_wheel_has_no_stub_for_is_named(tmp_path: Path) -> None:
-    wheel, _ = install_wheel(tmp_path / "triton", wheel_file(tmp_path / "download", pythons=("3.8", "3.10")))
+def test_a_python_that_the_wheel_has_no_stub_for_is_named(tmp_path: Path, small: Callable[..., Path]) -> None:
+    found, _ = install_wheel(tmp_path / "triton", small(pythons=("3.8", "3.10")))
     with pytest.raises(PlexrankError, match=rf"no python backend for Python {RUNNING}; it has 3\.8, 3\.10"):
-        make_backends(wheel, tmp_path / "backends")
+        make_backends(found, tmp_path / "backends")
 
 
 def test_a_python_that_is_linked_statically_is_told_which_package_helps(
@@ -143,12 +173,14 @@ def test_the_server_gets_its_libraries_this_python_and_quick_memory(monkeypatch:
     assert given["MALLOC_TOP_PAD_"] == "5"  # what the user sets goes first
 
 
-def test_the_doctor_knows_whether_a_server_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_knows_whether_a_server_is_installed(
+    tmp_path: Path, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("TRITON_URL", raising=False)
     monkeypatch.setenv("PLEXRANK_TRITON", str(tmp_path / "triton"))
     (missing,) = [f for f in examine_services() if f.name == "triton"]
     assert (missing.status, "plexrank triton install" in missing.detail) == ("info", True)
-    install_wheel(tmp_path / "triton", wheel_file(tmp_path / "download"))
+    install_wheel(tmp_path / "triton", small())
     (there,) = [f for f in examine_services() if f.name == "triton"]
     assert there.status == "info"
     assert f"`plexrank triton up` starts the one in {tmp_path / 'triton'}" in there.detail
