@@ -137,7 +137,7 @@ def check(
         )
     if not worst <= variant.tolerance:
         raise BundleError(
-            f"{bundle.path}: as {variant.variant} with {variant.tables} tables, scores differ by up to {worst:.3g} "
+            f"{bundle.name} {bundle.version}: as {variant.variant} with {variant.tables} tables, scores differ by up to {worst:.3g} "
             f"from the in-process scorer's, which is more than {variant.tolerance:.3g}: export it as eager with "
             "float32 tables, or allow it (--tolerance)"
         )
