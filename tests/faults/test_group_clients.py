@@ -41,9 +41,9 @@ def test_what_is_resumed_while_the_group_shares_anew_is_read(
     wait_for(lambda: not first.poll(10, 0.05) and len(first.positions) == 2)
     first.pause([0, 1])
     second = log.reader(None, group=log.options.topic)
-    wait_for(lambda: not second.poll(1, 0.01) and not first.poll(1, 0.01) and len(first.positions) < 2)
+    wait_for(lambda: not second.poll(1, 0.2) and not first.poll(1, 0.2) and len(first.positions) < 2)
     first.resume([0, 1])
-    wait_for(lambda: not second.poll(1, 0.01) and not first.poll(1, 0.01) and len(first.positions) == 1)
+    wait_for(lambda: not second.poll(1, 0.2) and not first.poll(1, 0.2) and len(first.positions) == 1)
     (mine,) = first.positions
     its = [offset for partition, offset in spread(log, 50) if partition == mine]
     got: list[int] = []

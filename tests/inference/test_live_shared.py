@@ -169,4 +169,4 @@ def test_processes_hold_one_copy_of_a_large_table_together(large_bundle: Bundle,
         assert held["Rss"] >= table
         assert held["Private_Dirty"] == held["Private_Clean"] == 0
         assert held["Pss"] <= table / 3 + 64
-        assert held["own"] < table / 4
+        assert held["own"] < table / 2  # what a first scoring takes, but no copy
