@@ -27,6 +27,8 @@ SOURCE = "plexrank"
 MOST_BYTES = 900_000
 """Of one event: brokers take a record of 1 MB."""
 
+_GATHERED_SECONDS = 0.02
+"""Answers of so long are written together: one thread woken, one append, while requests go on."""
 _QUEUED = 2_000
 _BATCH = 64
 _REMEMBERED_SECONDS = 120.0
@@ -156,6 +158,8 @@ class RankingLog:
         ends = False
         while not ends:
             batch = [self._queue.get()]
+            if isinstance(batch[0], tuple):
+                time.sleep(_GATHERED_SECONDS)
             while len(batch) < _BATCH and not self._queue.empty():
                 batch.append(self._queue.get())
             ends = None in batch
