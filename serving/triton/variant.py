@@ -137,9 +137,9 @@ def check(
         )
     if not worst <= variant.tolerance:
         raise BundleError(
-            f"{bundle.name} {bundle.version}: as {variant.variant} with {variant.tables} tables, scores differ by up to "
-            f"{worst:.3g} from the in-process scorer's, which is more than {variant.tolerance:.3g}: export it as eager with "
-            "float32 tables, or allow it (--tolerance)"
+            f"{bundle.name} {bundle.version}: as {variant.variant} with {variant.tables} tables, scores differ by up "
+            f"to {worst:.3g} from the in-process scorer's, which is more than {variant.tolerance:.3g}: export it as "
+            "eager with float32 tables, or allow it (--tolerance)"
         )
     log.info("%s with %s tables: scores differ by up to %.3g", variant.variant, variant.tables, worst)
     return worst
