@@ -142,6 +142,7 @@ def _latency(report: Report, bundle: Path, folder: Path, rounds: int) -> None:
             for name, call in calls.items():
                 _burst(times[name], call, processes[name])
         _tell_latency(report, times)
+        _tell_shares(report, calls, triton, gateways["http_triton"][1], 20 if rounds <= 4 else 300)
         _deltas(report, bundle, triton, calls["grpc"], 4 if rounds <= 4 else 12)
 
 
@@ -257,6 +258,34 @@ def _tell_latency(report: Report, times: Mapping[str, Times]) -> None:
                 p50={"ours": times[name].p(0.5), "naive": naive.p(0.5)},
                 p99={"ours": times[name].p(0.99), "naive": naive.p(0.99)},
             )
+
+
+def _tell_shares(
+    report: Report, calls: Mapping[str, Callable[[], Any]], triton: Triton, gateway: int, number: int
+) -> None:
+    """Where the processor time of a request goes: by process, milliseconds."""
+    processes = psutil.Process(triton.pid).children(recursive=True)
+    by_name = {
+        "instance": [p.pid for p in processes if "stub" in p.name()],
+        "tritonserver": [p.pid for p in processes if p.name().startswith("tritonserver")],
+        "gateway": [gateway],
+    }
+
+    def spent() -> dict[str, float]:
+        found = {name: sum(map(_own_cpu, pids)) for name, pids in by_name.items()}
+        return {**found, "caller": time.process_time()}
+
+    for name in ("grpc", "http_triton"):
+        before = spent()
+        for _ in range(number):
+            calls[name]()
+        shares = {part: 1e3 * (now - before[part]) / number for part, now in spent().items()}
+        report.line(f"where processor time goes, ms a request: {name}", ours=sum(shares.values()), shares=shares)
+
+
+def _own_cpu(pid: int) -> float:
+    spent = psutil.Process(pid).cpu_times()
+    return spent.user + spent.system
 
 
 # -------------------------------------------------------------------------------------------------------- deltas

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +29,7 @@ MOST_BYTES = 900_000
 
 _GATHERED_SECONDS = 0.02
 """Answers of so long are written together: one thread woken, one append, while requests go on."""
+_PIECE_BYTES = 1 << 14
 _QUEUED = 2_000
 _BATCH = 64
 _REMEMBERED_SECONDS = 120.0
@@ -113,6 +114,20 @@ _encode = msgspec.json.Encoder(enc_hook=lambda value: value.tolist()).encode
 """numpy's numbers, from a store, as JSON's."""
 
 
+def _pieces(events: Sequence[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """What is appended at once: so little that the room for others is looked at often enough."""
+    piece: list[tuple[str, bytes]] = []
+    size = 0
+    for event in events:
+        if piece and size + len(event[1]) > _PIECE_BYTES:
+            yield piece
+            piece, size = [], 0
+        piece.append(event)
+        size += len(event[1])
+    if piece:
+        yield piece
+
+
 @dataclass
 class Counts:
     logged: int = 0
@@ -185,16 +200,15 @@ class RankingLog:
                 self._lost(1, f"one has {len(event[1])} bytes; lower serving.log_items")
             else:
                 events.append(event)
-        if not events:
-            return
-        try:
-            if not self.room():
-                raise PlexrankError("the log is away, and the room left on this machine is for what users did")
-            self.events.append(events)
-        except Exception as error:
-            self._lost(len(events), f"{type(error).__name__}: {error}")
-        else:
-            self.counts.logged += len(events)
+        for piece in _pieces(events):
+            try:
+                if not self.room():
+                    raise PlexrankError("the log is away, and the room left on this machine is for what users did")
+                self.events.append(piece)
+            except Exception as error:
+                self._lost(len(piece), f"{type(error).__name__}: {error}")
+            else:
+                self.counts.logged += len(piece)
 
     def _lost(self, count: int, why: str) -> None:
         """Counts, and says so now and then."""
