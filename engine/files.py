@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
 
 
 def sync(path: Path) -> None:
@@ -44,6 +46,36 @@ def write_whole(path: Path, contents: bytes, *, durable: bool = True, mode: int 
         raise
     if durable:
         sync(path.parent)
+
+
+class Held(Exception):
+    """Another process has the file. holder: which, as `process PID`."""
+
+    def __init__(self, holder: str) -> None:
+        super().__init__(holder)
+        self.holder = holder
+
+
+def hold(path: Path) -> IO[str]:
+    """A file that is this process' alone until it is closed; the kernel lets go of it, kill -9 included.
+
+    Held with the `process PID` of who has it. OSError where the file cannot be opened or locked at all.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(100).strip()
+        file.close()
+        raise Held(holder or "another process") from None
+    except OSError:
+        file.close()
+        raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def link(source: Path, goal: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from engine.bundle import Bundle
 from engine.errors import BundleError, DeltaGap, PlexrankError
+from engine.files import Held, hold
 from engine.inference.live import ITEM_VECTORS_MB
 from engine.inference.live_files import DensePart, Generation, copy, naming
 from engine.inference.live_making import Made, Source, bundle_source, enter, generation_path, make, remove_others
@@ -256,15 +255,7 @@ class LiveWriter:
 
 def _locked(folder: Path) -> IO[str]:
     """PlexrankError naming who has it."""
-    file = (folder / "writer.lock").open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read(100).strip() or "another process"
-        file.close()
-        raise PlexrankError(f"{folder}: {holder} writes there already; stop it first") from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}\n")
-    file.flush()
-    return file
+        return hold(folder / "writer.lock")
+    except Held as held:
+        raise PlexrankError(f"{folder}: {held.holder} writes there already; stop it first") from None

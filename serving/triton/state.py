@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ from typing import Any, Literal, Self
 
 from engine.data.cache import default_cache
 from engine.errors import PlexrankError
-from engine.files import write_whole
+from engine.files import Held, hold, write_whole
 from serving.triton.shm import PREFIX
 
 FILE = "triton.json"
@@ -138,16 +137,12 @@ class State:
 def only_one(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the kernel lets go of it, kill -9 included. PlexrankError names the holder."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise PlexrankError(
-                f"{folder}: a server runs with this state already (process {file.read(20).strip() or 'unknown'}); "
-                "run: plexrank triton down, or give this one another --dir"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    try:
+        held = hold(folder / "lock")
+    except Held as other:
+        raise PlexrankError(
+            f"{folder}: a server runs with this state already ({other.holder}); "
+            "run: plexrank triton down, or give this one another --dir"
+        ) from None
+    with held:
         yield

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from engine.errors import EventError
+from engine.files import Held, hold
 
 
 class PartitionLocks:
@@ -45,18 +44,10 @@ class FolderLock:
 
 
 def _locked(path: Path, refusal: Callable[[str, Path], str]) -> IO[str]:
-    file = path.open("a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        holder = file.read(100).strip() or "another process"
-        file.close()
-        raise EventError(refusal(holder, path)) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()}\n")
-    file.flush()
-    return file
+        return hold(path)
+    except Held as held:
+        raise EventError(refusal(held.holder, path)) from None
 
 
 def _taken(partition: int) -> Callable[[str, Path], str]:
