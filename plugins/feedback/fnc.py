@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from engine.components import DelayedFeedback, PluginOptions
+from engine.components import DelayedFeedback
 from engine.hookspecs import hookimpl
+from plugins.feedback.presuming import Presuming
 
 
-class FakeNegativeCalibrated(DelayedFeedback):
+class FakeNegativeCalibrated(Presuming):
     """Every impression is a negative at once, and a positive again if it becomes one; the loss is taken at those odds.
 
     Of the stream's examples p / (1 + p) = b are positive, so p = b / (1 - b): the fake negative calibration of Ktena et
@@ -20,15 +20,6 @@ class FakeNegativeCalibrated(DelayedFeedback):
     """
 
     name = "fnc"
-
-    class Options(PluginOptions):
-        after_seconds: float = Field(0.0, ge=0, description="how long after its ranking an impression is a negative")
-
-    options: Options
-
-    @property
-    def presumed_after(self) -> float:
-        return self.options.after_seconds
 
     def logits(self, logits: Tensor) -> Tensor:
         return F.logsigmoid(logits)

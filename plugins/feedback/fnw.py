@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from engine.components import DelayedFeedback, PluginOptions
+from engine.components import DelayedFeedback
 from engine.hookspecs import hookimpl
+from plugins.feedback.presuming import Presuming
 
 
-class FakeNegativeWeighted(DelayedFeedback):
+class FakeNegativeWeighted(Presuming):
     """Every impression is a negative at once, and a positive again if it becomes one; weights undo the negative.
 
     With p as the model says it now, a positive counts for 1 + p and a negative for (1 - p) (1 + p): the ratios of the
@@ -20,15 +20,6 @@ class FakeNegativeWeighted(DelayedFeedback):
     """
 
     name = "fnw"
-
-    class Options(PluginOptions):
-        after_seconds: float = Field(0.0, ge=0, description="how long after its ranking an impression is a negative")
-
-    options: Options
-
-    @property
-    def presumed_after(self) -> float:
-        return self.options.after_seconds
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits
