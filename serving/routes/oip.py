@@ -37,7 +37,7 @@ from serving.service import Service
 log = logging.getLogger("plexrank.serving")
 
 PLATFORM = "plexrank"
-EXTENSIONS = ["binary_tensor_data", "model_repository"]
+EXTENSIONS = ["binary_tensor_data"]
 Route = Callable[..., Awaitable[Response]]
 
 

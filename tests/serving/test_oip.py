@@ -56,7 +56,8 @@ def test_the_official_client_finds_server_and_model(server: Running, client: Any
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready(name)
-    assert client.get_server_metadata()["name"] == "plexrank"
+    found = client.get_server_metadata()
+    assert (found["name"], found["extensions"]) == ("plexrank", ["binary_tensor_data"])
     metadata = client.get_model_metadata(name)
     assert metadata["versions"] == [server.service.pipeline.served.bundle.version]
     assert {"name": "candidates", "datatype": "INT64", "shape": [-1, -1]} in metadata["inputs"]
