@@ -185,6 +185,24 @@ def test_a_broker_that_hangs_is_given_up_in_time_and_taken_up_again(
     assert values[-1] == b"after"
 
 
+def test_what_a_hung_broker_did_not_take_is_dropped_with_the_thread_that_would_still_write_it(
+    own_tansu: Broker, open_log: Logs
+) -> None:
+    """Else it could come after events that were sent again, and collecting the producer would hold up a thread."""
+    own_tansu.start()
+    log = open_log(own_tansu)
+    log.append([("k", b"before")])
+    producer = log._client._producer
+    own_tansu.pause()
+    try:
+        with pytest.raises(LogUnavailable):
+            log.append([("k", b"meanwhile")])
+        assert producer._closed
+        assert not producer._sender.is_alive()
+    finally:
+        own_tansu.go_on()
+
+
 @pytest.mark.parametrize(
     ("cls", "name"), [(KafkaEventLog, "tansu"), (KafkaEventLog, "kafka09"), (KafkaFastEventLog, "tansu")]
 )

@@ -50,6 +50,13 @@ def test_a_broker_that_is_away_for_a_while_costs_no_event(
         visitors.more(40)
     assert not visitors.failures
     assert len(visitors.answers) > before + 60
+    its.until(
+        lambda: (
+            server.metric("plexrank_rankings_logged_total") + server.metric("plexrank_rankings_unlogged_total")
+            >= len(visitors.answers)
+        ),
+        "each ranking is on its way to the log",
+    )
     its.until(lambda: server.metric("plexrank_events_spooled") == 0, "nothing waits")
     its.consumed([learner])
     summary = learner.end()
