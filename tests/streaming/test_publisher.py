@@ -100,6 +100,20 @@ def test_a_log_that_hangs_holds_up_one_call_and_gets_all_in_order_when_it_goes_o
     assert sequences(world) == [1, 2, 99, 100]
 
 
+def test_what_waits_at_the_end_follows_if_the_log_answers_in_time(world, publisher):
+    publisher.publish(a_delta(A, 1, 1))
+    world.deltas.down()
+    publisher.publish(a_delta(A, 1, 2))
+    assert not publisher.drain(0.0)
+    back = threading.Timer(0.3, world.deltas.down, (False,))
+    back.start()
+    assert publisher.drain(60.0)
+    assert sequences(world) == [1, 2]
+    publisher.publish(a_delta(A, world.registry.pin(reason="by hand").epoch, 1))
+    assert not publisher.drain(60.0), "a pinned version keeps it back, and nobody waits for that"
+    assert publisher.waiting == 1
+
+
 def test_the_outbox_is_bounded_by_the_rows_not_by_the_time(world, publisher):
     world.deltas.down()
     sizes = []

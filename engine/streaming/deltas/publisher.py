@@ -27,7 +27,7 @@ LOOKED_BACK = 256
 """Newest records of the log that `reached` looks at."""
 HANGS_SECONDS = 0.5
 """After an attempt that failed no sooner, a thread makes the next ones: who publishes does not wait for them."""
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS, _DRAIN_SECONDS = 1.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,13 @@ class DeltaPublisher:
             self._own()
             self._send()
             return self.waiting == 0
+
+    def drain(self, seconds: float) -> bool:
+        """`flush` until nothing waits, for so long at most; not for what a pinned version keeps back."""
+        end = time.monotonic() + seconds
+        while not (done := self.flush()) and not self._pinned() and time.monotonic() < end:
+            time.sleep(_DRAIN_SECONDS)
+        return done
 
     def publish_bundle(self, path: Path, epoch: int, reason: str = "learned") -> Pointer:
         """Makes a bundle current, from which the chain (its version, `epoch`) begins; files of older chains go.

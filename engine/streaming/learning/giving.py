@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plexrank.learning")
 
+_LAST_SECONDS = 5.0
+
 
 class Giving:
     """Of one learner. counts: bundles, held, rollbacks are added to it."""
@@ -131,6 +133,11 @@ class Giving:
         bundle = Bundle.open(registry.bundle(pointer.version))
         self.chain.begin(bundle, pointer.epoch)
         return bundle
+
+    def end(self) -> None:
+        """Nothing more is learnt: what the log did not take has a moment left, then it waits in the checkpoint."""
+        if not self._publisher.drain(_LAST_SECONDS):
+            log.warning("deltas wait in the checkpoint: %s", self._publisher.trouble or "the version is pinned")
 
     # ------------------------------------------------------------------------------------------------- state
     def state(self) -> dict[str, Any]:

@@ -393,6 +393,7 @@ class Learner:
             self._begin_anew_if_left(self.giving)
             if drained and self.trainer.steps:
                 self.giving.bundle(self._learnt(), self.judge, figures_of(self))
+            self.giving.end()
         elif self.trainer.steps and (target := self.out / "bundle").resolve() != self.bundle.path.resolve():
             with self.spent("bundles"):
                 grow(target, self.bundle, self._learnt(), self.plugins, figures_of(self), replace=True)
