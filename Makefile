@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train on MovieLens-100k, then serve a page that re-orders whe
 
 test: lint  ## lint, types and every test
 	@sh packaging/test-tools.sh
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check -q .

@@ -34,3 +34,8 @@ def pytest_make_collect_report() -> Generator[None, Any, Any]:
     report = yield
     _forbid_skip(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that of the two workers of `make test` none is left alone with it."""
+    items.sort(key=lambda item: not any(part in item.nodeid for part in ("tests/faults/", "test_triton")))
