@@ -40,6 +40,12 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
+def _stands_still(pid: int) -> bool:
+    """Whether every thread of a process is stopped; so it seems at once where the system does not tell."""
+    states = [file.read_text().rpartition(")")[2].split()[0] for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(state in "Tt" for state in states)
+
+
 class Process:
     """A server of its own: started, waited for, killed, started again on the same port."""
 
@@ -83,6 +89,10 @@ class Process:
         """SIGSTOP: it takes connections and does not answer."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + READY_SECONDS
+        while not _stands_still(self._process.pid):  # each of its threads has to hear of it
+            assert time.monotonic() < until
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         assert self._process is not None
