@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import uuid
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 import msgspec
 
 from engine.errors import EventError, LogUnavailable
-from engine.files import sync
+from engine.files import Held, hold, sync
 
 _FILE = "log.json"
 
@@ -65,14 +64,13 @@ def describe(root: Path) -> Description:
         raise EventError(f"{root / _FILE}: not the description of an event log: {error}") from error
 
 
-def own(root: Path) -> TextIO:
+def own(root: Path) -> IO[str]:
     """Takes the folder for writing until the answer is closed. EventError where another has it."""
-    owner = (root / "lock").open("w")
     try:
-        fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner.close()
+        return hold(root / "lock")
+    except Held as error:
         raise EventError(
-            f"{root}: another process writes this event log; stop it, or take another state directory"
-        ) from error
-    return owner
+            f"{root}: {error.holder} writes this event log; stop it, or take another state directory"
+        ) from None
+    except OSError as error:
+        raise EventError(f"{root}: this event log cannot be taken for writing: {error.strerror}") from error

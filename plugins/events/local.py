@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Self, TextIO
+from typing import IO, Any, Literal, Self
 
 import mmh3
 from pydantic import Field
@@ -69,7 +69,7 @@ class LocalEventLog(EventLog):
         self._compactor = ThreadPoolExecutor(1, thread_name_prefix="plexrank-compaction")
         self._growth = Growth()
         self._owning = threading.Lock()
-        self._owner: TextIO | None = None
+        self._owner: IO[str] | None = None
         self._description = describe(self._root) if o.read_only is True else begin(self._root, o.partitions)
         retention = Retention(
             o.segment_bytes, o.retention_bytes, None if o.retention_hours is None else o.retention_hours * 3600

@@ -170,4 +170,5 @@ def _print(found: dict[str, Any]) -> None:
         print_table(columns, [[its[column] for column in columns] for its in found["followed"]])
     ports = {f"{name} port": str(number) for name, number in found["ports"].items()}
     pids = {name: str(found[name]) for name in ("pid", "server_pid", "follower") if found.get(name)}
-    print_figures({k: v for k, v in found.items() if k not in ("models", "ok", "followed")} | pids | ports)
+    faults = {f"fault of {name}": what for name, what in found["faults"].items()}
+    print_figures({k: v for k, v in found.items() if k not in ("models", "ok", "followed")} | pids | ports | faults)

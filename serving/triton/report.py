@@ -38,6 +38,8 @@ def examine(folder: Path) -> dict[str, Any]:
                     models.append(_asked(client, Path(state.repository), listed.model, listed.version))
         except TritonError as error:
             faults["tritonserver"] = str(error)
+    if not models and not faults:
+        faults["repository"] = "no model is loaded; run: plexrank triton deploy BUNDLE"
     return {
         "ok": state.phase == "ready" and bool(models) and all(m["ready"] for m in models) and not faults,
         "running": True,

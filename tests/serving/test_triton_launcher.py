@@ -62,6 +62,11 @@ def test_a_detached_server_answers_is_seen_by_another_shell_and_leaves_nothing(l
     assert f"a server runs with this state already (process {told['pid']})" in again.stderr
 
     pids = [seen["server_pid"], *(instance["pid"] for instance in seen["instances"])]
+    with launched.client() as client:
+        client.unload("null")
+    empty = launched.command("status")
+    assert empty.returncode == 1
+    assert "plexrank triton deploy BUNDLE" in empty.stdout
     assert launched.command("down").returncode == 0
     assert all(map(gone, [told["pid"], *pids]))
     assert shm.regions(seen["shm_prefix"]) == []

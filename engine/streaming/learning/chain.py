@@ -214,6 +214,6 @@ def grow(
     )
 
 
-def as_json(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     """A number as JSON has it."""
     return value if math.isfinite(value) else None

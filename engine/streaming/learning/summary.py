@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.streaming.join.emitted import KINDS, SETTLED
 from engine.streaming.join.ready import ReadyExamples
-from engine.streaming.learning.chain import as_json
+from engine.streaming.learning.chain import or_none
 
 if TYPE_CHECKING:
     from engine.streaming.learning.learner import Learner
@@ -42,7 +42,7 @@ def summary_of(learner: Learner) -> dict[str, Any]:
         "rollbacks": counts["rollbacks"],
         "checkpoints_failed": learner.checkpoints.failed,
         "positions": {str(p): offset for p, offset in sorted(learner.positions.items())},
-        "newest": as_json(learner.newest),
+        "newest": or_none(learner.newest),
         "figures": learner.judge.validation.figures(),
         "seconds": {stage: round(its, 3) for stage, its in learner.spent.seconds.items()},
     }
@@ -56,7 +56,7 @@ def figures_of(learner: Learner) -> dict[str, Any]:
         "positions": {str(p): offset for p, offset in learner.positions.items()},
         "steps": learner.trainer.steps,
         "trained": learner.counts["trained"],
-        "newest": as_json(learner.newest),
+        "newest": or_none(learner.newest),
         "examples": None if learner.digest is None else learner.digest.as_json(),
     }
 
@@ -72,7 +72,7 @@ def state_of(learner: Learner) -> dict[str, Any]:
         "positions": {str(p): offset for p, offset in learner.positions.items()},
         "turn": learner.turn,
         "counts": dict(learner.counts),
-        "newest": as_json(learner.newest),
+        "newest": or_none(learner.newest),
         "judge": learner.judge.state(),
         "examples": None if learner.digest is None else learner.digest.as_json(),
     }
