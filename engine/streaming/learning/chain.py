@@ -215,5 +215,5 @@ def grow(
 
 
 def or_none(value: float) -> float | None:
-    """A number as JSON has it."""
+    """The number; None, as JSON knows no other way to say it, where it is not finite."""
     return value if math.isfinite(value) else None
