@@ -219,10 +219,13 @@ def _cpu(pids: list[int]) -> float:
     total = 0.0
     for pid in pids:
         root = psutil.Process(pid)
-        for process in (root, *root.children(recursive=True)):
-            spent = process.cpu_times()
-            total += spent.user + spent.system
+        total += sum(_own_cpu(process) for process in (root, *root.children(recursive=True)))
     return total
+
+
+def _own_cpu(process: psutil.Process) -> float:
+    spent = process.cpu_times()
+    return spent.user + spent.system
 
 
 def _tell_latency(report: Report, times: Mapping[str, Times]) -> None:
@@ -266,13 +269,13 @@ def _tell_shares(
     """Where the processor time of a request goes: by process, milliseconds."""
     processes = psutil.Process(triton.pid).children(recursive=True)
     by_name = {
-        "instance": [p.pid for p in processes if "stub" in p.name()],
-        "tritonserver": [p.pid for p in processes if p.name().startswith("tritonserver")],
-        "gateway": [gateway],
+        "instance": [p for p in processes if "stub" in p.name()],
+        "tritonserver": [p for p in processes if p.name().startswith("tritonserver")],
+        "gateway": [psutil.Process(gateway)],
     }
 
     def spent() -> dict[str, float]:
-        found = {name: sum(map(_own_cpu, pids)) for name, pids in by_name.items()}
+        found = {name: sum(map(_own_cpu, its)) for name, its in by_name.items()}
         return {**found, "caller": time.process_time()}
 
     for name in ("grpc", "http_triton"):
@@ -281,11 +284,6 @@ def _tell_shares(
             calls[name]()
         shares = {part: 1e3 * (now - before[part]) / number for part, now in spent().items()}
         report.line(f"where processor time goes, ms a request: {name}", ours=sum(shares.values()), shares=shares)
-
-
-def _own_cpu(pid: int) -> float:
-    spent = psutil.Process(pid).cpu_times()
-    return spent.user + spent.system
 
 
 # -------------------------------------------------------------------------------------------------------- deltas

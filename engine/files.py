@@ -69,9 +69,9 @@ def hold(path: Path) -> IO[str]:
         holder = file.read(100).strip()
         file.close()
         raise Held(holder or "another process") from None
-    except OSError:
+    except OSError as error:
         file.close()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     file.truncate(0)
     file.write(f"process {os.getpid()}\n")
     file.flush()

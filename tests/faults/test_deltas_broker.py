@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,10 +41,7 @@ def opened(tmp_path: Path) -> Iterator[Callable[[Broker], World]]:
 
 def sent(publisher: Any) -> None:
     """The outbox is empty; a broker that has just come back may need a moment."""
-    until = time.monotonic() + 60
-    while not publisher.flush():
-        assert time.monotonic() < until, f"the deltas still wait: {publisher.trouble}"
-        time.sleep(0.05)
+    assert publisher.drain(60), f"the deltas still wait: {publisher.trouble}"
 
 
 @pytest.mark.parametrize("name", ["tansu", "kafka09"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ pytest.importorskip("tritonclient.grpc", reason="no client of Triton: pip instal
 
 from engine.bundle import read_manifest
 from engine.streaming.deltas.registry import ModelRegistry
+from tests.brokers import free_port
 from tests.serving.triton_world import another
 from tests.streaming.film_learner import PUBLISHING, configured
 from tests.triton_server import ROOT, Launched
@@ -42,11 +42,8 @@ class Stack:
         config = configured(first, **learning).model_dump(mode="json", exclude_defaults=True)
         config["serving"]["scorer"] = {"name": "triton", "options": {"url": url}}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
-        self.port = port
+        self.port = free_port()
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
