@@ -142,7 +142,7 @@ def test_a_gap_that_nothing_closes_keeps_the_last_whole_version_until_a_new_bund
     at(scorer, f"{A}+1.1")
     for sequence in (3, 4):  # the second is nowhere
         world.deltas.append([("films", part) for part in encode(a_delta(A, 1, sequence), "float32")])
-    wait_for(lambda: follower.status().gaps >= 1, "a gap")
+    wait_for(lambda: follower.status().gaps >= 1 and follower.status().trouble is not None, "a gap, counted and said")
     assert scorer.at == f"{A}+1.1"
     assert "does not follow" in follower.status().trouble
     assert scorer.rows == rows_after(1)
